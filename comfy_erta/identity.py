@@ -1,0 +1,177 @@
+"""Identity: which model, LoRAs and settings a profile was measured on, and whether it fits the run at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from comfy.weight_adapter import WeightAdapterBase
+from comfyui_version import __version__ as comfy_version
+
+from ..erta import VERSION
+from ..erta.profile import Measured
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+PARAMETERS_READ = 64
+VALUES_READ = 16
+
+_PREFIX = "diffusion_model."
+_REMEDY = "record a new profile with ERTA Profile or disconnect it"
+# What torch.compile puts into the names of what it wraps.
+_COMPILED = "_orig_mod."
+
+
+def describe(
+    model: ModelPatcher,
+    *,
+    sampler: str,
+    scheduler: str,
+    steps: int,
+    guidance: float | None,
+    latent_shape: Sequence[int],
+    level: str,
+) -> Measured:
+    """What a run with this model and these settings is, as a profile keeps it.
+
+    Reads a few thousand numbers of the weights where they are; loads, moves and changes nothing. The answer is the same
+    before and after the model is loaded, in another process, and for a clone. scheduler: "" where unknown. guidance:
+    the CFG scale, None where there is none. level: "output" or "blocks". Raises ProfileError for values beyond those.
+    """
+    sampling = model.get_model_object("model_sampling")
+    return Measured(
+        model_class=type(model.model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.model.diffusion_model.parameters()),
+        weights=fingerprint_weights(model),
+        loras=fingerprint_loras(model),
+        sampling=_sampling_name(sampling),
+        shift=_shift(sampling),
+        sampler=sampler,
+        scheduler=scheduler,
+        steps=steps,
+        guidance=guidance,
+        latent_shape=tuple(latent_shape),
+        level=level,
+        pack_version=VERSION,
+        comfy_version=comfy_version,
+    )
+
+
+def differences(here: Measured, profile: Measured) -> tuple[list[str], list[str]]:
+    """(refusals, remarks): why the profile must not be used for the run `here`, and what else is not the same."""
+    refusals = [
+        f"{label} differs: the profile was measured on {_shown(old)}, this run has {_shown(new)}. {_REMEDY.capitalize()}."
+        for label, old, new in _differing(profile, here, ("model_class", "parameters", "weights", "loras", "level"))
+    ]
+    remarks = [
+        f"{label} differs: measured with {_shown(old)}, now {_shown(new)}; the profile is resampled over sigma"
+        for label, old, new in _differing(profile, here, ("sampling", "shift", "steps", "sampler", "scheduler"))
+    ]
+    remarks += [
+        f"{label} differs: the profile is used although measured at {_shown(old)}, now {_shown(new)}"
+        for label, old, new in _differing(profile, here, ("guidance", "latent_shape"))
+    ]
+    return refusals, remarks
+
+
+def _differing(one: Measured, other: Measured, names: Iterable[str]) -> list[tuple[str, Any, Any]]:
+    pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
+    return [(name, old, new) for name, old, new in pairs if old != new]
+
+
+def _shown(value: object) -> str:
+    """A value in a message. Of a fingerprint, which means nothing to a reader, so much that two can be told apart."""
+    if value == "" or value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def fingerprint_weights(model: ModelPatcher) -> str:
+    """64 hex digits that stand for the base weights of the diffusion model, LoRAs not counted.
+
+    Name, shape and 16 values each of up to 64 parameters, evenly picked. The values are rounded to bfloat16, so that
+    fp32, fp16 and bf16 loads of one fp16 checkpoint agree; an fp8 or otherwise quantised load has other values, hence
+    another fingerprint, as it should: its features differ. Parameters without data (device "meta") count by name and
+    shape alone.
+    """
+    named = sorted((name.replace(_COMPILED, ""), name) for name, _ in model.model.diffusion_model.named_parameters())
+    held = dict(model.model.diffusion_model.named_parameters())
+    picked = np.linspace(0, len(named) - 1, min(PARAMETERS_READ, len(named))).round().astype(int)
+    digest = hashlib.sha256()
+    for plain, name in (named[i] for i in picked):
+        weight = _unpatched(model, (_PREFIX + name, _PREFIX + plain), held[name])
+        digest.update(f"{plain}{tuple(held[name].shape)}".encode())
+        digest.update(_sample(weight))
+    return digest.hexdigest()
+
+
+def _unpatched(model: ModelPatcher, keys: tuple[str, ...], weight: torch.Tensor) -> torch.Tensor:
+    """The weight as it was before LoRAs: loading patches it in place and keeps the original in a backup."""
+    for key in keys:
+        if key in model.backup:
+            return model.backup[key].weight
+        if key in model.hook_backup:
+            return model.hook_backup[key][0]
+    return weight
+
+
+def _sample(tensor: torch.Tensor) -> bytes:
+    """Evenly spaced values as bfloat16; reads no more than those from the device."""
+    if tensor.is_meta:
+        return b""
+    flat = tensor.detach().reshape(-1)
+    few = flat[:: max(1, flat.numel() // VALUES_READ)][:VALUES_READ]
+    return few.to("cpu", torch.float32).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+
+
+def fingerprint_loras(model: ModelPatcher) -> str:
+    """64 hex digits that stand for the weight patches (LoRAs, merges) and their strengths; "" without any.
+
+    Patches that belong to a conditioning (hooks) are not counted.
+    """
+    if not model.patches:
+        return ""
+    digest = hashlib.sha256()
+    for key in sorted(model.patches):
+        digest.update(key.encode())
+        for strength, value, model_strength, offset, function in model.patches[key]:
+            digest.update(f"{float(strength)!r},{float(model_strength)!r}".encode())
+            for part in _parts((value, offset, function)):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(value: object) -> Iterable[bytes]:
+    """What tells a patch from another: values of its tensors, its numbers and names, in order."""
+    if isinstance(value, torch.Tensor):
+        yield f"tensor{tuple(value.shape)}".encode()
+        yield _sample(value)
+    elif isinstance(value, WeightAdapterBase):
+        yield type(value).__name__.encode()
+        yield from _parts(value.weights)
+    elif isinstance(value, list | tuple):
+        yield f"{len(value)}:".encode()
+        for entry in value:
+            yield from _parts(entry)
+    elif value is None or isinstance(value, bool | int | float | str):
+        yield f"{value!r};".encode()
+    else:
+        # A function that converts the weight, say. Its address would be another one in another process.
+        yield type(value).__name__.encode()
+
+
+def _sampling_name(sampling: object) -> str:
+    """Class names of the sampling's parts; ComfyUI joins them in a class of no telling name."""
+    parts = type(sampling).__bases__
+    return "+".join(part.__name__ for part in parts) if len(parts) > 1 else type(sampling).__name__
+
+
+def _shift(sampling: object) -> float | None:
+    shift = vars(sampling).get("shift")
+    return float(shift) if isinstance(shift, int | float) else None

@@ -1,0 +1,70 @@
+"""The sampler's response in ComfyUI: run its own function on unit impulses, leaving no trace."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.samplers
+import numpy as np
+import torch
+
+from ..erta.response import Denoise, Response, UnknownResponse, probe
+
+
+class _ProbedModel:
+    """What a sampler function sees as its model: callable, and with the two paths on which functions look for facts."""
+
+    def __init__(self, answer: Denoise, model_patcher: Any) -> None:
+        self._answer = answer
+        sampling = model_patcher.get_model_object("model_sampling")
+        self.inner_model = SimpleNamespace(
+            model_patcher=model_patcher, inner_model=SimpleNamespace(model_sampling=sampling)
+        )
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return self._answer(x, sigma)
+
+
+def sampler_response(sampler: Any, schedule: np.ndarray, model_patcher: Any) -> Response:
+    """Response of a ComfyUI sampler object on a schedule (N + 1,). Raises UnknownResponse with the reason.
+
+    Random states are restored, noise is silenced, no callback or progress bar is called, and the options that the
+    function gets are copies.
+    """
+    plain = isinstance(sampler, comfy.samplers.KSAMPLER) and type(sampler).sample is comfy.samplers.KSAMPLER.sample
+    if not plain:
+        raise UnknownResponse(f"sampler {type(sampler).__name__} is no plain sampler function")
+    try:
+        return _probe(sampler, schedule, model_patcher, torch.float64)
+    except UnknownResponse:
+        raise
+    except (RuntimeError, TypeError):
+        pass  # some functions mix in float32 constants: once more in their own precision
+    try:
+        return _probe(sampler, schedule, model_patcher, torch.float32)
+    except UnknownResponse:
+        raise
+    except Exception as error:  # noqa: BLE001 - foreign code on made-up input: whatever it raises means "not known"
+        name = getattr(sampler.sampler_function, "__name__", "sampler")
+        raise UnknownResponse(f"{name} cannot be probed ({type(error).__name__}: {str(error)[:80]})") from None
+
+
+def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.dtype) -> Response:
+    function = sampler.sampler_function
+    parameters = inspect.signature(function).parameters
+
+    def run(answer: Denoise, x: torch.Tensor) -> torch.Tensor:
+        options = dict(sampler.extra_options)
+        if "noise_sampler" in parameters:
+            options["noise_sampler"] = lambda *_: torch.zeros_like(x)
+        extra_args = {"model_options": {"transformer_options": {}}, "seed": 0, "denoise_mask": None}
+        # The schedule is made anew each time: uni_pc writes into the one it is given.
+        sigmas = torch.tensor(schedule, dtype=dtype)
+        model = _ProbedModel(answer, model_patcher)
+        result: torch.Tensor = function(model, x, sigmas, extra_args=extra_args, callback=None, disable=True, **options)
+        return result
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return probe(run, dtype)

@@ -1,0 +1,161 @@
+"""The store: named profiles in a user's folder, on top of those that the pack ships.
+
+Names come from workflows, hence from strangers. A name is never more than one file's name inside these folders.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ..erta.profile import MAX_BYTES, Measured, Profile, ProfileError, read_header
+
+SUFFIX = ".safetensors"
+MAX_NAME = 64
+
+_NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME}}}")
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
+_SHIPPED = Path(__file__).parent.parent / "profiles"
+
+
+class StoreError(ValueError):
+    """A name or file that the store does not take. The message says which rule it breaks, or what to do."""
+
+
+def check_name(name: object) -> str:
+    """The name itself, if it can name a profile on every system. Raises StoreError naming the rule."""
+    shown = repr(name)[: MAX_NAME + 2]
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise StoreError(f"profile name {shown}: use 1 to {MAX_NAME} of the characters A-Z a-z 0-9 . _ -, no folders")
+    if name.startswith(".") or name.endswith("."):
+        raise StoreError(f"profile name {shown}: it must not start or end with a dot")
+    if name.split(".")[0].lower() in _DEVICES:
+        raise StoreError(f"profile name {shown}: Windows keeps this name for a device, choose another")
+    return name
+
+
+@dataclass(frozen=True)
+class Store:
+    """Profiles by name. user_dir: written to, made when needed. shipped_dirs: read-only, behind the user's own."""
+
+    user_dir: Path
+    shipped_dirs: tuple[Path, ...] = ()
+
+    def path(self, name: str) -> Path:
+        """Where the user's profile of this name lies or would lie. Raises StoreError."""
+        return _inside(self.user_dir, name)
+
+    def save(self, name: str, profile: Profile) -> Path:
+        """Write a profile, over one of the same name if there is one, and return its path.
+
+        The old file stays whole until the new one is complete, whatever happens. Raises StoreError for the name or a
+        symbolic link in the way, ProfileError for a profile that is too large, OSError where nothing can be written.
+        """
+        data = profile.to_bytes()
+        self.user_dir.mkdir(parents=True, exist_ok=True)
+        target = self.path(name)
+        temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+    def load(self, name: str) -> Profile:
+        """The profile of this name, the user's own before a shipped one.
+
+        Raises StoreError for a bad name, no such profile or a symbolic link, ProfileError for a file that is no valid
+        profile, OSError where it cannot be read.
+        """
+        path = self._find(name)
+        try:
+            with path.open("rb") as file:
+                return Profile.from_bytes(_checked(file).read(MAX_BYTES + 1))
+        except ProfileError as error:
+            raise ProfileError(f"{path.name}: {error}") from None
+
+    def names(self) -> list[str]:
+        """Names of all profiles, sorted; each once. Files with other names or endings are left out."""
+        return sorted(name for name in self._present() if _is_name(name) and self._is_there(name))
+
+    def headers(self) -> list[tuple[str, Measured]]:
+        """Name and origin of every profile, without reading the tables. One warning lists the unreadable files."""
+        readable, unreadable = [], []
+        for name in self.names():
+            try:
+                with self._find(name).open("rb") as file:
+                    readable.append((name, read_header(_checked(file))))
+            except (ProfileError, StoreError, OSError) as error:
+                unreadable.append(f"{name}{SUFFIX}: {error}")
+        if unreadable:
+            logging.getLogger("ertacache").warning("profiles left out: %s", "; ".join(unreadable))
+        return readable
+
+    def unique_name(self, stem: str) -> str:
+        """stem, or stem-2, stem-3 ... where that is taken, by whatever case. Raises StoreError for a bad stem."""
+        taken = {name.lower() for name in self._present()}
+        name, number = check_name(stem), 1
+        while name.lower() in taken:
+            number += 1
+            ending = f"-{number}"
+            name = stem[: MAX_NAME - len(ending)] + ending
+        return name
+
+    def _folders(self) -> tuple[Path, ...]:
+        return (self.user_dir, *self.shipped_dirs)
+
+    def _present(self) -> set[str]:
+        return {path.name[: -len(SUFFIX)] for folder in self._folders() for path in folder.glob(f"*{SUFFIX}")}
+
+    def _is_there(self, name: str) -> bool:
+        paths = [folder / f"{name}{SUFFIX}" for folder in self._folders()]
+        return any(path.is_file() and not path.is_symlink() for path in paths)
+
+    def _find(self, name: str) -> Path:
+        for folder in self._folders():
+            path = _inside(folder, name)
+            if path.is_file():
+                return path
+        known = ", ".join(self.names()) or "none yet"
+        raise StoreError(
+            f"no profile is called {name!r}: choose one of these ({known}), or record it with ERTA Profile"
+        )
+
+
+def default_store() -> Store:
+    """The store of the running ComfyUI: its user folder, and what the pack ships."""
+    import folder_paths
+
+    return Store(Path(folder_paths.get_user_directory()) / "default" / "ertacache", (_SHIPPED,))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The name's path in a folder, never elsewhere and never through a symbolic link."""
+    path = folder / f"{check_name(name)}{SUFFIX}"
+    if path.is_symlink() or path.resolve().parent != folder.resolve():
+        raise StoreError(f"{path} is a symbolic link: put the file itself there, or choose another name")
+    return path
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name)
+    except StoreError:
+        return False
+    return True
+
+
+def _checked(file: BinaryIO) -> BinaryIO:
+    size = os.fstat(file.fileno()).st_size
+    if size > MAX_BYTES:
+        raise ProfileError(f"{size} bytes are more than a profile has ({MAX_BYTES}): choose a profile file")
+    return file

@@ -1,0 +1,74 @@
+"""What leaves the run: live progress, the report of a model patch, and the plan in the saved workflow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from .report import Report
+
+logger = logging.getLogger("ertacache")
+
+_INTERVAL = 0.1  # seconds between live events: more than 10 a second only costs
+
+
+class Progress:
+    """Sends which evaluations were computed or reused to the browser, at most ten times a second."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self._node_id = node_id
+        self._sent = 0.0
+        self._kinds: list[str] = []
+
+    def __call__(self, i: int, computed: bool) -> None:
+        if i == 0:
+            self._kinds = []
+        self._kinds.append("1" if computed else "0")
+        if time.monotonic() - self._sent >= _INTERVAL:
+            self._sent = time.monotonic()
+            _send("ertacache.step", {"node": self._node_id, "kinds": "".join(self._kinds)})
+
+
+def send_report(node_id: str | None, report: Report) -> None:
+    """A model patch is done long before its sampling runs, so its report goes to the log and to the browser."""
+    logger.info("ERTA Cache: %s", report.as_text().replace("\n", "; "))
+    _send("ertacache.report", {"node": node_id, "report": report.as_dict()})
+
+
+def _send(event: str, content: dict[str, Any]) -> None:
+    from server import PromptServer  # ComfyUI's; there is none where its nodes run without a server
+
+    running = getattr(PromptServer, "instance", None)
+    if running is not None:
+        running.send_sync(event, content, running.client_id)
+
+
+def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str) -> None:
+    """Put the plan into our node's widget in the workflow that save nodes of this run will write.
+
+    Later runs get it from the browser, which fills the widget; this is for the file of the first one. ``plan`` is the
+    last widget. Whatever does not look as expected is left alone.
+    """
+    workflow = (extra_pnginfo or {}).get("workflow")
+    node = _find_node(workflow, str(node_id).split(":")) if isinstance(workflow, dict) and plan else None
+    if node is None or node.get("type") != "ERTACachedSampler":
+        return
+    values = node.get("widgets_values")
+    if isinstance(values, list) and values and isinstance(values[-1], str):
+        values[-1] = plan
+    named = node.get("widgets_values_named")
+    if isinstance(named, dict) and "plan" in named:
+        named["plan"] = plan
+
+
+def _find_node(graph: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
+    """Follow an execution id ("1:2:3" inside subgraphs) to its node in the UI workflow."""
+    subgraphs = {s.get("id"): s for s in graph.get("definitions", {}).get("subgraphs", []) if isinstance(s, dict)}
+    nodes = graph.get("nodes", [])
+    for depth, step in enumerate(path):
+        node = next((n for n in nodes if isinstance(n, dict) and str(n.get("id")) == step), None)
+        if node is None or depth == len(path) - 1:
+            return node
+        nodes = subgraphs.get(node.get("type"), {}).get("nodes", [])
+    return None

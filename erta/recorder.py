@@ -1,0 +1,93 @@
+"""Recorder: an observer that lets every evaluation be computed and measures how the features lie to each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .profile import Table
+
+# Features larger than this are represented by every n-th element. Distances between features are means over millions
+# of elements; a fixed subset of this size tells them to about 0.1 %.
+SAMPLE = 2**21
+
+_CHUNK = 2**16
+
+
+class IncompleteRecording(Exception):
+    """A run did not deliver one feature of one shape per evaluation; the message says which is missing."""
+
+
+class Recorder:
+    """Keeps a host copy of each feature of one run; ``tables`` turns them into the profile's tables."""
+
+    def __init__(self, sigmas: np.ndarray) -> None:
+        self.sigmas = sigmas
+        self._kept: dict[str, dict[int, Tensor]] = {}
+
+    def predict(self, i: int, key: str) -> Tensor | None:
+        return None
+
+    def observe(self, i: int, key: str, feature: Tensor) -> Tensor:
+        flat = feature.detach().reshape(-1)
+        # An odd stride does not fall into step with channel counts, which are multiples of 2.
+        stride = 2 * (flat.numel() // (2 * SAMPLE)) + 1
+        self._kept.setdefault(key, {})[i] = flat[::stride].to("cpu", torch.float32, copy=True)
+        return feature
+
+    def close(self) -> None:
+        self._kept = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(kept.nbytes for stream in self._kept.values() for kept in stream.values())
+
+    def tables(self, run: int, latent_rms: float) -> tuple[Table, ...]:
+        """One table per stream, in the order in which the streams first appeared. Raises IncompleteRecording."""
+        if not self._kept:
+            raise IncompleteRecording("no feature was seen")
+        return tuple(self._table(run, n, stream, latent_rms) for n, stream in enumerate(self._kept.values()))
+
+    def _table(self, run: int, stream: int, features: dict[int, Tensor], latent_rms: float) -> Table:
+        missing = [i for i in range(len(self.sigmas)) if i not in features]
+        if missing:
+            raise IncompleteRecording(f"stream {stream} has no feature at evaluation {missing[0]}")
+        if len({feature.shape for feature in features.values()}) > 1:
+            raise IncompleteRecording(f"stream {stream} changed its shape during the run")
+        stacked = torch.stack([features[i] for i in range(len(self.sigmas))])
+        gram, l1 = pairwise(stacked)
+        return Table(
+            run=run,
+            stream=stream,
+            elements=stacked.shape[1],
+            latent_rms=latent_rms,
+            sigmas=self.sigmas,
+            gram=gram,
+            l1=l1,
+            norm1=_row_means(stacked.abs()),
+            mean=_row_means(stacked),
+        )
+
+
+def pairwise(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Gram matrix <F_i, F_j> and mean |F_i - F_j|, both (M, M) float64, of features (M, n).
+
+    The Gram matrix is accumulated in float64: the squared errors that matter are 1e-8 of a feature's and would be lost
+    in float32's cancellation.
+    """
+    count, elements = features.shape
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    l1 = torch.zeros(count, count, dtype=torch.float64)
+    for part in features.split(_CHUNK, dim=1):
+        wide = part.to(torch.float64)
+        gram += wide @ wide.T
+        for i in range(count - 1):
+            l1[i, i + 1 :] += (part[i + 1 :] - part[i]).abs().sum(dim=1, dtype=torch.float64)
+    gram = (gram + gram.T) / 2
+    return gram.numpy(), ((l1 + l1.T) / elements).numpy()
+
+
+def _row_means(features: Tensor) -> np.ndarray:
+    means: np.ndarray = features.mean(dim=1, dtype=torch.float64).numpy()
+    return means

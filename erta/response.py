@@ -1,0 +1,124 @@
+"""How a sampler answers to its model's outputs.
+
+A deterministic sampler computes every latent as a linear function of the first latent and of the derivatives
+``d = (x - denoised) / sigma`` that its model hands it. One run of the sampler on unit impulses therefore tells how
+often it will call the model, at which sigma, and how much each output moves every later latent. No model is needed and
+nothing has to be known about a sampler by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_EVALUATIONS = 1000
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x (B, ...), sigma (B,)) -> denoised (B, ...), as samplers call their model."""
+
+RunSampler = Callable[[Denoise, Tensor], Tensor]
+"""(model, first latent (B, 1, ...)) -> last latent of the same shape: one complete run of a sampler."""
+
+
+class UnknownResponse(Exception):
+    """The sampler's answer cannot be foreseen; the message says why, for the report."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one sampler does with M model outputs.
+
+    sigmas: (M,) float64, sigma at each evaluation in the order of the calls.
+    influence: (M, M + 1) float64; ``[i, e]`` is dx at evaluation e per unit of output i, the last column that of the
+    final latent. For Euler ``influence[i, e] = sigma[i + 1] - sigma[i]`` for every e > i.
+    """
+
+    sigmas: np.ndarray
+    influence: np.ndarray
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.sigmas)
+
+    @property
+    def end(self) -> np.ndarray:
+        """(M,) influence of each output on the final latent."""
+        return self.influence[:, -1]
+
+    def evaluates_once_per_step(self, schedule: np.ndarray) -> bool:
+        """Whether evaluation i happens at schedule[i] and nowhere else, so that moving the sigmas moves the steps."""
+        nominal = np.asarray(schedule, dtype=np.float64)[:-1]
+        return len(nominal) == self.evaluations and bool(np.allclose(nominal, self.sigmas, rtol=1e-5, atol=1e-9))
+
+
+class _Scripted:
+    """A model whose derivative at evaluation e is row e of a script, whatever x is; it notes what it was asked."""
+
+    def __init__(self, outputs: Callable[[int, Tensor], Tensor]) -> None:
+        self.outputs = outputs
+        self.sigmas: list[float] = []
+        self.positions: list[Tensor] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if len(self.sigmas) >= MAX_EVALUATIONS:
+            raise UnknownResponse(f"it evaluates the model more than {MAX_EVALUATIONS} times")
+        first = float(sigma.reshape(-1)[0])
+        if not first > 0.0:
+            raise UnknownResponse(f"it evaluates the model at sigma {first:g}, where the derivative does not exist")
+        index = len(self.sigmas)
+        self.sigmas.append(first)
+        self.positions.append(x.detach().reshape(x.shape[0]).to(torch.float64))
+        d = self.outputs(index, x).to(x).reshape(x.shape)
+        return x - d * sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _pattern(index: int) -> float:
+    """A fixed sequence without a pattern that a sampler could share; no random state is touched."""
+    return float(np.cos(1.0 + 2.7 * index))
+
+
+def probe(run: RunSampler, dtype: torch.dtype = torch.float64) -> Response:
+    """Measure a sampler's response by two model-free runs on one-element latents.
+
+    The first run counts the calls. The second has M + 1 batch elements: element b gets d = 1 at evaluation b and 0
+    elsewhere, the last one gets twice the outputs of the first run. Raises UnknownResponse where the number of calls
+    or their sigmas depend on the outputs, where superposition fails, or where nothing is evaluated.
+    """
+    counting = _Scripted(lambda e, x: torch.full((x.shape[0],), _pattern(e)))
+    run(counting, torch.zeros(1, 1, 1, 1, 1, dtype=dtype))
+    count = len(counting.sigmas)
+    if count == 0:
+        raise UnknownResponse("it never evaluates the model")
+
+    def impulses(e: int, x: Tensor) -> Tensor:
+        d = torch.zeros(x.shape[0], dtype=torch.float64)
+        if e < count:
+            d[e] = 1.0
+        d[-1] = 2.0 * _pattern(e)
+        return d
+
+    scripted = _Scripted(impulses)
+    last = run(scripted, torch.zeros(count + 1, 1, 1, 1, 1, dtype=dtype))
+    if scripted.sigmas != counting.sigmas:
+        raise UnknownResponse("how often or where it evaluates the model depends on what the model answers")
+    columns = [*scripted.positions, last.detach().reshape(count + 1).to(torch.float64)]
+    moved = torch.stack(columns, dim=1).numpy()
+    _check_superposition(moved, precision=1e-9 if dtype == torch.float64 else 2e-5)
+    return Response(np.array(counting.sigmas), moved[:-1].copy())
+
+
+def _check_superposition(moved: np.ndarray, precision: float) -> None:
+    influence, combined = moved[:-1], moved[-1]
+    outputs = np.array([2.0 * _pattern(e) for e in range(len(influence))])
+    expected = outputs @ influence
+    scale = np.abs(outputs) @ np.abs(influence) + 1e-6 * np.abs(influence).max()
+    if not np.isfinite(moved).all():
+        raise UnknownResponse("its answer to a unit impulse is not finite")
+    if np.any(np.abs(combined - expected) > precision * scale + 1e-30):
+        raise UnknownResponse("its result is not a linear function of the model's outputs")
+    if not np.abs(influence[:, -1]).max() > 0.0:
+        raise UnknownResponse("its result does not depend on the model's outputs")

@@ -1,0 +1,18 @@
+"""The nodes as ComfyUI's V3 schema declares them."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .compare import ERTACompare
+from .profiling import ERTALoadProfile, ERTAProfile
+from .sampling import ERTACache, ERTACachedSampler, ERTATimestepAdjuster
+
+
+class ERTACacheExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [ERTAProfile, ERTALoadProfile, ERTACachedSampler, ERTACache, ERTATimestepAdjuster, ERTACompare]
+
+
+async def comfy_entrypoint() -> ERTACacheExtension:
+    return ERTACacheExtension()

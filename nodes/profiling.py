@@ -1,0 +1,129 @@
+"""ERTA Profile and Load ERTA Profile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import nodes as comfy_nodes
+from comfy_api.latest import io
+
+from ..comfy_erta.report import Report
+from ..comfy_erta.session import attach
+from ..comfy_erta.store import check_name, default_store
+from ..comfy_erta.tasks import Recording
+from ..erta.profile import Measured, Profile, Table
+from .inputs import AUTO, CATEGORY, ProfileType, advanced, ksampler_inputs
+from .view import profile_ui
+
+
+class ERTAProfile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ERTAProfile",
+            display_name="ERTA Profile",
+            category=CATEGORY,
+            description="Renders in full while measuring the model, and keeps a profile that ERTA Cached Sampler plans by.",
+            inputs=[
+                *ksampler_inputs(),
+                io.Int.Input(
+                    "runs",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Full renders to measure, each with the next seed. More find rare prompts; 4 serve well.",
+                ),
+                io.String.Input(
+                    "name", default="my-profile", tooltip="Name to keep it under: letters, digits, dot, dash, underscore."
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "level",
+                        options=["output", "blocks"],
+                        default="output",
+                        optional=True,
+                        tooltip="What is measured; blocks only serves the level of that name.",
+                    )
+                ),
+            ],
+            outputs=[
+                ProfileType.Output(display_name="profile", tooltip="For ERTA Cached Sampler and ERTA Cache."),
+                io.Latent.Output(display_name="latent", tooltip="The first of the full renders."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        try:
+            check_name(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model: Any, runs: int, name: str, level: str = "output", **inputs: Any) -> io.NodeOutput:
+        tables: list[Table] = []
+        measured: list[Measured] = []
+        reports: list[Report] = []
+
+        def keep(what: Measured, found: tuple[Table, ...]) -> str:
+            measured.append(what)
+            tables.extend(found)
+            return f"run {len(measured)} recorded"
+
+        latents = []
+        for run in range(runs):
+            task = Recording(level, run, keep, reports.append, inputs["scheduler"])
+            latents.append(render(attach(model, task), {**inputs, "seed": inputs["seed"] + run}))
+        if len(measured) < runs:
+            raise ValueError(f"ERTA Profile measured {len(measured)} of {runs} runs. {'; '.join(reports[-1].notes)}")
+        profile = Profile(measured[0], tuple(tables))
+        path = default_store().save(name, profile)
+        return io.NodeOutput(profile, latents[0], ui=profile_ui(profile, path.stem, reports))
+
+
+class ERTALoadProfile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ERTALoadProfile",
+            display_name="Load ERTA Profile",
+            category=CATEGORY,
+            description="Loads a profile that ERTA Profile kept or that ships with the pack.",
+            inputs=[
+                io.Combo.Input(
+                    "name", options=default_store().names() or ["none"], tooltip="Stored and shipped profiles."
+                )
+            ],
+            outputs=[ProfileType.Output(display_name="profile", tooltip="For ERTA Cached Sampler and ERTA Cache.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        """Named here so that a shared workflow with a profile that is missing gets our message, not the combo's."""
+        store = default_store()
+        if name not in store.names():
+            known = ", ".join(store.names()) or "none yet: make one with ERTA Profile"
+            return f"profile {name[:64]!r} is not on this machine. Stored profiles: {known}"
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        return default_store().load(name).digest()
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        profile = default_store().load(name)
+        return io.NodeOutput(profile, ui=profile_ui(profile, name, []))
+
+
+def render(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """KSampler itself, with its bar, previews, masks and batch indices."""
+    given = dict(inputs)
+    latent: dict[str, Any] = comfy_nodes.common_ksampler(model, latent=given.pop("latent_image"), **given)[0]
+    return latent

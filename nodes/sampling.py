@@ -1,0 +1,116 @@
+"""ERTA Cached Sampler, ERTA Cache and the Timestep Adjuster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..comfy_erta.report import Report
+from ..comfy_erta.session import attach, attached_task
+from ..comfy_erta.store import default_store
+from ..comfy_erta.tasks import Caching
+from ..comfy_erta.travel import Progress, complete_workflow, send_report
+from ..erta.planner import adjusted_schedule
+from .inputs import CATEGORY, cache_inputs, ksampler_inputs, wish_from
+from .profiling import render
+from .view import report_ui
+
+_KSAMPLER = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise")
+
+
+class ERTACachedSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ERTACachedSampler",
+            display_name="ERTA Cached Sampler",
+            category=CATEGORY,
+            description="KSampler with one more knob: speed. The first render with a new model measures it by itself.",
+            inputs=[*ksampler_inputs(), *cache_inputs()],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, preset: str = "none") -> bool | str:
+        return True  # a workflow may name a preset of another version; wish_from says so in its own words
+
+    @classmethod
+    def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
+        reports: list[Report] = []
+        task = _caching(model, inputs, reports.append)
+        latent = render(attach(model, task, Progress(cls.hidden.unique_id)), {k: inputs[k] for k in _KSAMPLER})
+        if reports:
+            complete_workflow(cls.hidden.extra_pnginfo, cls.hidden.unique_id, reports[-1].plan)
+        return io.NodeOutput(latent, ui=report_ui(reports))
+
+
+class ERTACache(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ERTACache",
+            display_name="ERTA Cache (Model Patch)",
+            category=CATEGORY,
+            description="The same cache for any sampler node: put it last, right before the sampler or guider.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with, after LoRAs and shift."),
+                *cache_inputs(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For KSampler, SamplerCustom, guiders and the like.")],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, preset: str = "none") -> bool | str:
+        return True
+
+    @classmethod
+    def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id
+        task = _caching(model, inputs, lambda report: send_report(node_id, report))
+        return io.NodeOutput(attach(model, task, Progress(node_id)))
+
+
+class ERTATimestepAdjuster(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ERTATimestepAdjuster",
+            display_name="Timestep Adjuster",
+            category=CATEGORY,
+            description="The paper's timestep adjustment as a SIGMAS node, for SamplerCustom behind an ERTA Cache.",
+            inputs=[
+                io.Model.Input("model", tooltip="From ERTA Cache with a profile."),
+                io.Sigmas.Input("sigmas", tooltip="From any scheduler node."),
+            ],
+            outputs=[io.Sigmas.Output(display_name="adjusted", tooltip="Shorter steps where the cache reuses.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, sigmas: torch.Tensor) -> io.NodeOutput:
+        task = attached_task(model)
+        if not isinstance(task, Caching):
+            raise ValueError("Timestep Adjuster: the model has no ERTA Cache. Connect the output of ERTA Cache.")
+        if task.profile is None:
+            raise ValueError("Timestep Adjuster: the ERTA Cache has no profile. Connect ERTA Profile or Load ERTA Profile.")
+        moved = adjusted_schedule(sigmas.cpu().double().numpy(), task.profile, task.wish)
+        return io.NodeOutput(torch.from_numpy(np.asarray(moved)).to(sigmas))
+
+
+def _caching(model: Any, inputs: dict[str, Any], on_report: Any) -> Caching:
+    return Caching(
+        wish=wish_from(model, inputs),
+        store=default_store(),
+        on_report=on_report,
+        profile=inputs.get("profile"),
+        carried=inputs.get("plan", ""),
+        without_profile=inputs.get("without_profile", "record"),
+        scheduler=inputs.get("scheduler", ""),
+    )

@@ -1,0 +1,544 @@
+"""Profile: its tables, its file, and what becomes of it at other sigmas."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors import safe_open
+
+from ertacache.erta import profile as module
+from ertacache.erta.profile import (
+    MAX_BYTES,
+    MAX_HEADER,
+    Measured,
+    Profile,
+    ProfileError,
+    Table,
+    interpolation,
+    read_header,
+)
+
+MEASURED = Measured(
+    model_class="WAN21",
+    parameters=1_418_996_800,
+    weights="0123456789abcdef" * 4,
+    loras="",
+    sampling="ModelSamplingDiscreteFlow+CONST",
+    shift=8.0,
+    sampler="euler",
+    scheduler="simple",
+    steps=3,
+    guidance=6.0,
+    latent_shape=(1, 16, 21, 60, 104),
+    level="output",
+    pack_version="0.1.0",
+    comfy_version="0.3.75",
+)
+
+
+def table_of(features: np.ndarray, sigmas: np.ndarray, run: int = 0, stream: int = 0) -> Table:
+    """The table that a recorder would make of features (M, n)."""
+    return Table(
+        run=run,
+        stream=stream,
+        elements=features.shape[1],
+        latent_rms=0.5,
+        sigmas=sigmas,
+        gram=features @ features.T,
+        l1=np.abs(features[:, None] - features[None]).mean(axis=2),
+        norm1=np.abs(features).mean(axis=1),
+        mean=features.mean(axis=1),
+    )
+
+
+def small_profile() -> Profile:
+    # Features (3, 4) and (0, -1), (1, 2): every entry of the tables is exact in binary.
+    first = table_of(np.array([[3.0, 4.0], [1.0, 2.0], [0.0, -1.0]]), np.array([1.0, 0.75, 0.5]))
+    second = table_of(np.array([[2.0, 4.0], [1.0, 1.0], [0.5, 0.0]]), np.array([1.0, 0.75, 0.5]), run=1)
+    return Profile(MEASURED, (first, second))
+
+
+def equal(one: Table, other: Table) -> bool:
+    names = ("run", "stream", "elements", "latent_rms", "sigmas", "gram", "l1", "norm1", "mean")
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def flow_sigmas(steps: int, shift: float = 8.0) -> np.ndarray:
+    """As Wan's schedule "simple", without the trailing zero."""
+    t = 1 - np.arange(steps) / steps
+    return shift * t / (1 + (shift - 1) * t)
+
+
+# Tables
+
+
+def test_table_keeps_read_only_float64_copies() -> None:
+    gram = np.eye(2, dtype=np.float32)
+    table = Table(0, 0, 4, 1, [1, 0.5], gram, np.zeros((2, 2)), np.full(2, 0.5), np.zeros(2))  # type: ignore[arg-type]
+    gram[0, 0] = 7
+    assert table.gram[0, 0] == 1
+    assert table.sigmas.dtype == table.gram.dtype == np.float64
+    with pytest.raises(ValueError, match="read-only"):
+        table.gram[0, 0] = 7
+
+
+def test_extended_gram_is_the_gram_matrix_of_the_features_and_the_constant() -> None:
+    features = np.array([[3.0, 4.0], [1.0, 2.0], [0.0, -1.0]])
+    with_constant = np.vstack([features, np.ones(2)])
+    table = table_of(features, np.array([1.0, 0.75, 0.5]))
+    np.testing.assert_allclose(table.extended_gram(), with_constant @ with_constant.T)
+
+
+BAD_TABLES: dict[str, tuple[str, object, str]] = {
+    "negative run": ("run", -1, "run"),
+    "fractional stream": ("stream", 0.5, "stream"),
+    "no elements": ("elements", 0, "elements"),
+    "NaN latent_rms": ("latent_rms", float("nan"), "latent_rms"),
+    "one evaluation": ("sigmas", np.ones(1), "sigmas"),
+    "too many evaluations": ("sigmas", np.ones(1001), "sigmas"),
+    "sigmas in two dimensions": ("sigmas", np.ones((3, 1)), "sigmas"),
+    "negative sigma": ("sigmas", np.array([1.0, 0.5, -0.1]), "sigmas"),
+    "huge sigma": ("sigmas", np.array([2e6, 0.5, 0.1]), "sigmas"),
+    "NaN sigma": ("sigmas", np.array([1.0, np.nan, 0.1]), "sigmas"),
+    "sigmas are text": ("sigmas", ["a", "b", "c"], "sigmas"),
+    "gram of another size": ("gram", np.eye(2), "gram"),
+    "infinite gram": ("gram", np.diag([1.0, np.inf, 1.0]), "gram"),
+    "gram beyond what float32 holds": ("gram", np.diag([1.0, 1e37, 1.0]), "gram"),
+    "negative square": ("gram", np.diag([1.0, -1.0, 1.0]), "gram"),
+    "gram not symmetric": ("gram", np.eye(3) + np.eye(3, k=1) * 1e-6, "symmetric"),
+    "gram indefinite": ("gram", np.eye(3) + 0.8 * (np.eye(3, k=1) + np.eye(3, k=-1)), "positive semidefinite"),
+    "gram beyond Cauchy and Schwarz": ("gram", np.full((3, 3), 30.0) + np.diag([0, 0, -29.9]), "gram"),
+    "l1 not symmetric": ("l1", np.eye(3, k=1), "l1"),
+    "negative l1": ("l1", -np.eye(3, k=1) - np.eye(3, k=-1), "l1"),
+    "l1 to itself": ("l1", np.eye(3), "l1"),
+    "negative norm1": ("norm1", np.array([4.0, -1.0, 1.0]), "norm1"),
+    "mean above norm1": ("mean", np.array([3.5, 1.5, 0.6]), "mean"),
+}
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD_TABLES.values(), ids=BAD_TABLES.keys())
+def test_table_refuses(field: str, value: object, message: str) -> None:
+    good = small_profile().tables[0]
+    with pytest.raises(ProfileError, match=message):
+        replace(good, **{field: value})
+
+
+def test_gram_may_be_singular_or_zero() -> None:
+    line = np.outer([1.0, 0.9, 0.8], np.arange(5.0))
+    table_of(line, np.array([1.0, 0.75, 0.5]))
+    table_of(np.zeros((3, 5)), np.array([1.0, 0.75, 0.5]))
+
+
+BAD_MEASURED: dict[str, tuple[str, object]] = {
+    "empty model_class": ("model_class", ""),
+    "long model_class": ("model_class", "x" * 201),
+    "line break": ("sampler", "euler\nheun"),
+    "lone surrogate": ("scheduler", "\ud800"),
+    "text as parameters": ("parameters", "1"),
+    "weights too short": ("weights", "ab"),
+    "weights upper case": ("weights", "A" * 64),
+    "loras no digest": ("loras", "none"),
+    "infinite shift": ("shift", float("inf")),
+    "NaN guidance": ("guidance", float("nan")),
+    "truth as guidance": ("guidance", True),
+    "no steps": ("steps", 0),
+    "truth as steps": ("steps", True),
+    "shape a list": ("latent_shape", [1, 2]),
+    "empty shape": ("latent_shape", ()),
+    "zero in shape": ("latent_shape", (1, 0)),
+    "other level": ("level", "attention"),
+    "no version": ("pack_version", ""),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_MEASURED.values(), ids=BAD_MEASURED.keys())
+def test_measured_refuses(field: str, value: object) -> None:
+    with pytest.raises(ProfileError, match=f"'{field}'.*must be"):
+        replace(MEASURED, **{field: value})
+
+
+def test_tables_must_belong_together() -> None:
+    first, second = small_profile().tables
+    with pytest.raises(ProfileError, match="tables"):
+        Profile(MEASURED, ())
+    with pytest.raises(ProfileError, match="'run'"):
+        Profile(MEASURED, (first, first))
+    with pytest.raises(ProfileError, match="'elements'"):
+        Profile(MEASURED, (first, replace(second, elements=3)))
+    with pytest.raises(ProfileError, match="'sigmas'"):
+        Profile(MEASURED, (first, replace(second, sigmas=second.sigmas * (1 + 1e-4))))
+    assert Profile(MEASURED, (first, replace(second, sigmas=second.sigmas * (1 + 1e-6)))).runs == 2
+
+
+# The file
+
+
+def test_small_profile_has_golden_bytes() -> None:
+    data = small_profile().to_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert header["__metadata__"] == {"format": "ertacache.profile", "version": "1", "measured": MEASURED.to_json()}
+    # gram 2 * 6 * 8, l1 2 * 3 * 4, sigmas, norm1, mean 2 * 3 * 8 each, latent_rms, run, stream, elements 2 * 8 each
+    assert len(data) - 8 - length == 96 + 24 + 3 * 48 + 4 * 16
+    # A change of these digits is a change of the format: files made before can no longer be told apart by digest.
+    assert hashlib.sha256(data).hexdigest() == "2bb8f020858e47d384f5ced0f65a083a90d04df4d83f15d1032a94b2d74142b2"
+
+
+def test_file_is_read_by_safetensors_itself(tmp_path) -> None:
+    path = tmp_path / "small.safetensors"
+    path.write_bytes(small_profile().to_bytes())
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata()["format"] == "ertacache.profile"
+        assert file.get_tensor("gram")[0].tolist() == [25, 11, -4, 5, -2, 1]
+        assert file.get_tensor("l1")[0].tolist() == [2, 4, 2]
+
+
+def test_save_and_load_give_the_same_profile() -> None:
+    profile = small_profile()
+    data = profile.to_bytes()
+    again = Profile.from_bytes(data)
+    assert again.measured == profile.measured == read_header(data) == read_header(io.BytesIO(data))
+    assert all(map(equal, again.tables, profile.tables))
+    assert (again.runs, again.evaluations) == (2, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    features=hnp.arrays(
+        np.float64,
+        hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=6),
+        elements=st.floats(-1e6, 1e6, allow_subnormal=False),
+    ),
+    name=st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=200),
+    guidance=st.none() | st.floats(-1e6, 1e6) | st.integers(0, 100),
+)
+def test_digest_survives_save_and_load(features: np.ndarray, name: str, guidance: float | None) -> None:
+    measured = replace(MEASURED, model_class=name, guidance=guidance)
+    profile = Profile(measured, (table_of(features, np.linspace(1, 0, len(features))),))
+    again = Profile.from_bytes(profile.to_bytes())
+    assert again.measured == measured
+    assert again.digest() == profile.digest()
+    assert np.array_equal(again.tables[0].gram, profile.tables[0].gram)
+    np.testing.assert_allclose(again.tables[0].l1, profile.tables[0].l1, rtol=1e-6, atol=1e-37)
+
+
+def test_digest_tells_profiles_apart() -> None:
+    profile = small_profile()
+    moved = replace(profile.tables[0], latent_rms=0.25)
+    assert profile.digest() != Profile(MEASURED, (moved, profile.tables[1])).digest()
+    assert profile.digest() != Profile(replace(MEASURED, shift=None), profile.tables).digest()
+
+
+def test_fifty_evaluations_take_at_most_20_000_bytes() -> None:
+    features = np.random.default_rng(0).standard_normal((50, 64))
+    one = Profile(MEASURED, (table_of(features, flow_sigmas(50)),))
+    assert len(one.to_bytes()) <= 20_000
+
+
+def test_file_resolves_features_that_differ_by_1e_5() -> None:
+    rng = np.random.default_rng(1)
+    feature, change = rng.standard_normal((2, 4096))
+    near = feature + 1e-5 * np.linalg.norm(feature) / np.linalg.norm(change) * change
+    profile = Profile(MEASURED, (table_of(np.stack([feature, near]), np.array([1.0, 0.5])),))
+    gram = Profile.from_bytes(profile.to_bytes()).tables[0].gram
+    weights = np.array([1.0, -1.0])
+    assert weights @ gram @ weights == pytest.approx(((feature - near) ** 2).sum(), rel=0.03)
+
+
+# Hostile files
+
+
+def altered(change: Callable[[dict], None]) -> bytes:
+    """The small profile's file with a changed header, still a safetensors file by its own count."""
+    data = small_profile().to_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def altered_metadata(**values: str) -> bytes:
+    return altered(lambda header: header["__metadata__"].update(values))
+
+
+def altered_measured(**values: object) -> bytes:
+    return altered_metadata(measured=json.dumps(json.loads(MEASURED.to_json()) | values))
+
+
+def with_tensor_bytes(name: str, old: bytes, new: bytes) -> bytes:
+    data = small_profile().to_bytes()
+    length = int.from_bytes(data[:8], "little")
+    start, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
+    start, end = start + 8 + length, end + 8 + length
+    assert old in data[start:end]
+    return data[:start] + data[start:end].replace(old, new, 1) + data[end:]
+
+
+def f8(value: float) -> bytes:
+    return np.float64(value).tobytes()
+
+
+def raw(header: bytes, claimed: int | None = None) -> bytes:
+    return (len(header) if claimed is None else claimed).to_bytes(8, "little") + header
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty": (lambda: b"", "header"),
+    "too large": (lambda: bytes(MAX_BYTES + 1), "'file'"),
+    "header length beyond the cap": (lambda: raw(b"{}", 2**63), f"'header'.*{MAX_HEADER}"),
+    "header cut off": (lambda: raw(b"{}", 100), "'header'"),
+    "header no JSON": (lambda: raw(b"{]"), "'header'"),
+    "header no UTF-8": (lambda: raw(b'{"\xff":1}'), "'header'"),
+    "header a list": (lambda: raw(b"[1]"), "'header'"),
+    "header nested deeply": (lambda: raw(b'{"a":' + b"[" * 50_000), "'header'"),
+    "header with NaN": (lambda: raw(b'{"a":NaN}'), "'header'"),
+    "header with a long number": (lambda: raw(b'{"a":' + b"9" * 5000 + b"}"), "'header'|'format'"),
+    "key twice": (lambda: raw(b'{"gram":1,"gram":2}'), "twice"),
+    "no metadata": (lambda: altered(lambda h: h.pop("__metadata__")), "'format'"),
+    "metadata no object": (lambda: altered(lambda h: h.update(__metadata__=[1])), "'format'"),
+    "other format": (lambda: altered_metadata(format="pt"), "'format'.*another kind"),
+    "newer version": (lambda: altered_metadata(version="2"), "'version'.*newer version.*update the pack"),
+    "measured missing": (lambda: altered(lambda h: h["__metadata__"].pop("measured")), "'measured'"),
+    "measured no JSON": (lambda: altered_metadata(measured="{"), "'measured'"),
+    "measured nested deeply": (lambda: altered_metadata(measured="[" * 20_000), "'measured'"),
+    "measured key twice": (lambda: altered_metadata(measured='{"steps":1,"steps":2}'), "twice"),
+    "measured field missing": (lambda: altered_metadata(measured="{}"), "measured.comfy_version.*missing"),
+    "measured field unknown": (lambda: altered_measured(colour="red"), "measured.colour"),
+    "measured field of another type": (lambda: altered_measured(steps="50"), "'steps' is '50'"),
+    "measured number infinite": (
+        lambda: altered_metadata(measured=MEASURED.to_json().replace("8.0", "1e999")),
+        "'shift' is inf",
+    ),
+    "measured shape nested": (lambda: altered_measured(latent_shape=[[1]]), "'latent_shape'"),
+    "tensor missing": (lambda: altered(lambda h: h.pop("gram")), "'gram' is 'missing'"),
+    "tensor unknown": (lambda: altered(lambda h: h.update(extra=h["gram"])), "'extra'"),
+    "tensor no object": (lambda: altered(lambda h: h.update(gram=1)), "'gram'"),
+    "other type": (lambda: altered(lambda h: h["run"].update(dtype="F64")), "'run'.*I64"),
+    "no shape": (lambda: altered(lambda h: h["sigmas"].pop("shape")), "'sigmas'"),
+    "no evaluations": (lambda: altered(lambda h: h["sigmas"].update(shape=[2, 0])), "'sigmas'"),
+    "too many runs": (lambda: altered(lambda h: h["sigmas"].update(shape=[513, 3])), "'sigmas'"),
+    "shape of text": (lambda: altered(lambda h: h["sigmas"].update(shape=["2", 3])), "'sigmas'"),
+    "gram of another shape": (lambda: altered(lambda h: h["gram"].update(shape=[6, 2])), "'gram'"),
+    "elements of another shape": (lambda: altered(lambda h: h["elements"].update(shape=[2, 1])), "'elements'"),
+    "offsets overlap": (lambda: altered(lambda h: h["run"].update(data_offsets=[0, 16])), "'file'"),
+    "data cut off": (lambda: small_profile().to_bytes()[:-1], "'file'"),
+    "data too long": (lambda: small_profile().to_bytes() + b"x", "'file'"),
+    "NaN in gram": (lambda: with_tensor_bytes("gram", f8(25), f8(float("nan"))), "'gram' is nan"),
+    "infinity in l1": (
+        lambda: with_tensor_bytes("l1", np.float32(2).tobytes(), np.float32("inf").tobytes()),
+        "'l1' is inf",
+    ),
+    "negative sigma": (lambda: with_tensor_bytes("sigmas", f8(0.5), f8(-0.5)), "'sigmas' is -0.5"),
+    "negative norm1": (lambda: with_tensor_bytes("norm1", f8(3.5), f8(-3.5)), "'norm1' is -3.5"),
+    "no elements": (lambda: with_tensor_bytes("elements", np.int64(2).tobytes(), bytes(8)), "'elements' is 0"),
+    "run twice": (lambda: with_tensor_bytes("run", np.int64(1).tobytes(), bytes(8)), "'run'"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_reading_refuses(make: Callable[[], bytes], message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        Profile.from_bytes(make())
+
+
+def test_header_alone_is_refused_by_the_same_rules() -> None:
+    for name in ("other format", "newer version", "measured nested deeply", "tensor missing", "too many runs"):
+        make, message = HOSTILE[name]
+        with pytest.raises(ProfileError, match=message):
+            read_header(make())
+
+
+def test_header_is_read_without_the_tables() -> None:
+    file = io.BytesIO(small_profile().to_bytes())
+    length = int.from_bytes(file.getvalue()[:8], "little")
+    read_header(file)
+    assert file.tell() == 8 + length
+
+
+def test_random_mutations_give_a_profile_or_a_profile_error() -> None:
+    data = small_profile().to_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(1500):
+        mutated = bytearray(data)
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(mutated))
+            kind = chance.randrange(4)
+            if kind == 0:
+                mutated[at] ^= 1 << chance.randrange(8)
+            elif kind == 1:
+                mutated[at] = chance.choice(b'\x00\xff"{}[],:0-9eE')
+            elif kind == 2:
+                del mutated[at : at + chance.randint(1, 9)]
+            else:
+                mutated[at:at] = mutated[chance.randrange(len(mutated)) :][: chance.randint(1, 9)]
+        try:
+            profile = Profile.from_bytes(bytes(mutated))
+        except ProfileError:
+            refused += 1
+        else:
+            assert Profile.from_bytes(profile.to_bytes()).digest() == profile.digest()
+    assert 1000 < refused < 1500  # both outcomes occur
+
+
+def test_writing_refuses_what_reading_would() -> None:
+    big = Table(
+        0, 0, 1, 0.0, np.linspace(1, 0, 1000), np.eye(1000), np.zeros((1000, 1000)), np.ones(1000), np.ones(1000)
+    )
+    with pytest.raises(ProfileError, match="fewer runs"):
+        Profile(MEASURED, (big, replace(big, run=1))).to_bytes()
+
+
+# Other sigmas
+
+
+def trajectory(sigmas: np.ndarray) -> np.ndarray:
+    """(M, 500) velocity of the exact flow towards 500 Gaussians of standard deviations 0.03 to 1.5: smooth, known."""
+    spread = np.geomspace(1e-3, 2, 500)
+    start = np.random.default_rng(2).standard_normal(500)
+    s = sigmas[:, None]
+    return (s - (1 - s) * spread) / np.sqrt((1 - s) ** 2 * spread + s**2) * start
+
+
+def bend(gram: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """|F_i - line through F_s2, F_s| for every gap of one to three reused evaluations."""
+    found = []
+    for s in range(1, len(sigmas) - 1):
+        for i in range(s + 1, min(s + 4, len(sigmas))):
+            slope = (sigmas[i] - sigmas[s]) / (sigmas[s] - sigmas[s - 1])
+            weights = np.zeros(len(sigmas))
+            weights[[i, s, s - 1]] = 1, -1 - slope, slope
+            found.append(np.sqrt(max(weights @ gram @ weights, 0)))
+    return np.array(found)
+
+
+def distances(table: Table) -> np.ndarray:
+    squares = np.diag(table.gram)
+    return np.sqrt(np.maximum(squares[:, None] + squares - 2 * table.gram, 0))
+
+
+@pytest.fixture(scope="module")
+def fifty() -> Profile:
+    sigmas = flow_sigmas(50)
+    return Profile(MEASURED, (table_of(trajectory(sigmas), sigmas),))
+
+
+def test_measured_sigmas_change_nothing(fifty: Profile) -> None:
+    assert fifty.resampled(flow_sigmas(50)) is fifty
+    assert fifty.resampled(fifty.sigmas * (1 + 1e-6)) is fifty
+    assert fifty.resampled(fifty.sigmas * (1 + 1e-4)) is not fifty
+
+
+@pytest.mark.parametrize("steps", [10, 20, 30, 40, 49, 60, 80])
+def test_t5_distances_at_other_step_counts_are_the_true_ones(fifty: Profile, steps: int) -> None:
+    sigmas = flow_sigmas(steps)
+    sigmas = sigmas[sigmas >= fifty.sigmas.min()]
+    (table,) = fifty.resampled(sigmas).tables
+    features = trajectory(sigmas)
+    true = table_of(features, sigmas)
+    pairs = np.triu_indices(len(sigmas), 1)
+    np.testing.assert_allclose(distances(table)[pairs], distances(true)[pairs], rtol=0.01)
+    np.testing.assert_allclose(np.diag(table.gram), np.diag(true.gram), rtol=0.01)
+    np.testing.assert_allclose(table.l1[pairs], true.l1[pairs], rtol=0.01)
+    np.testing.assert_allclose(table.norm1, true.norm1, rtol=0.01)
+    np.testing.assert_allclose(table.mean, true.mean, atol=0.01 * true.norm1.max())
+
+
+@pytest.mark.parametrize("steps", [10, 30, 80])
+def test_t5_errors_of_extrapolation_are_the_true_ones(fifty: Profile, steps: int) -> None:
+    # Linear or nearest resampling has no curvature of its own, and is off by its own size here.
+    sigmas = flow_sigmas(steps)
+    sigmas = sigmas[sigmas >= fifty.sigmas.min()]
+    true = trajectory(sigmas)
+    np.testing.assert_allclose(
+        bend(fifty.resampled(sigmas).tables[0].gram, sigmas), bend(true @ true.T, sigmas), rtol=0.05
+    )
+
+
+def test_t5_the_last_sigma_of_more_steps_lies_below_the_range_and_still_has_a_distance(fifty: Profile) -> None:
+    # 80 steps end at 0.092, 50 at 0.140. Held there, the last step would look free to reuse.
+    sigmas = flow_sigmas(80)
+    assert (sigmas < fifty.sigmas.min()).sum() == 1
+    (table,) = fifty.resampled(sigmas).tables
+    true = table_of(trajectory(sigmas), sigmas)
+    np.testing.assert_allclose(distances(table)[-1, :-1], distances(true)[-1, :-1], rtol=0.15)
+    np.testing.assert_allclose(bend(table.gram, sigmas), bend(true.gram, sigmas), rtol=0.3)
+
+
+def test_t5_a_longer_gap_is_never_cheaper_because_steps_are_fewer(fifty: Profile) -> None:
+    shortest = []
+    for steps in (80, 60, 40, 30, 20, 10):
+        (table,) = fifty.resampled(flow_sigmas(steps)).tables
+        # From the middle of the run to the evaluation one step later: the fewer steps, the longer the gap.
+        middle = steps // 2
+        shortest.append(table.l1[middle, middle + 1])
+    assert shortest == sorted(shortest)
+
+
+def test_sigmas_beyond_the_measured_range_hold_the_feature(fifty: Profile) -> None:
+    (table,) = fifty.resampled(np.array([1.5, 1.2, 0.5])).tables
+    assert table.l1[0, 1] == 0
+    assert table.gram[0, 0] == pytest.approx(table.gram[1, 1])
+    assert table.l1[0, 2] > 0
+
+
+def test_cubics_are_met_exactly_everywhere() -> None:
+    nodes = np.array([1.0, 0.97, 0.9, 0.7, 0.4, 0.1])
+    wanted = np.array([0.99, 0.95, 0.5, 0.1, 0.0])
+    cubic = np.poly1d([2.0, -3.0, 0.5, 1.0])
+    np.testing.assert_allclose(interpolation(nodes, wanted) @ cubic(nodes), cubic(wanted))
+
+
+def test_of_evaluations_that_share_a_sigma_the_last_counts() -> None:
+    # heun: 1, then 0.75 as predicted and as corrected, and so on.
+    sigmas = np.array([1.0, 0.75, 0.75, 0.5, 0.5, 0.25])
+    weights = interpolation(sigmas, np.array([0.75, 0.6]))
+    assert weights[0].tolist() == [0, 0, 1, 0, 0, 0]
+    assert weights[1, [1, 3]].tolist() == [0, 0]
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+
+
+def test_few_or_equal_sigmas_lower_the_order() -> None:
+    assert interpolation(np.array([0.5, 0.5]), np.array([0.5, 0.7])).tolist() == [[0, 1], [0, 1]]
+    np.testing.assert_allclose(interpolation(np.array([1.0, 0.0]), np.array([0.25])), [[0.25, 0.75]])
+    line = table_of(np.outer([1.0, 1.0], np.arange(3.0)), np.array([0.5, 0.5]))
+    assert Profile(MEASURED, (line,)).resampled(np.array([0.5, 0.5, 0.5])).tables[0].l1.max() == 0
+
+
+def test_uneven_sigmas_do_not_blow_up_rounding() -> None:
+    nodes = np.array([1.0, 0.501, 0.5, 0.4999, 0.1])
+    weights = interpolation(nodes, np.linspace(1.2, 0, 200))
+    assert np.abs(weights).sum(axis=1).max() <= 16
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+
+
+def test_resampling_refuses_sigmas_that_no_run_has(fifty: Profile) -> None:
+    for sigmas in (np.array([1.0]), np.ones((2, 2)), np.array([1.0, np.nan]), np.array([1.0, -1.0])):
+        with pytest.raises(ProfileError, match="'sigmas'"):
+            fifty.resampled(sigmas)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    features=hnp.arrays(np.float64, (7, 3), elements=st.floats(-1e3, 1e3)),
+    sigmas=hnp.arrays(np.float64, 7, elements=st.floats(0, 20)),
+    wanted=hnp.arrays(np.float64, 5, elements=st.floats(0, 30)),
+)
+def test_resampled_tables_are_valid_whatever_was_measured(features, sigmas, wanted) -> None:
+    resampled = Profile(MEASURED, (table_of(features, sigmas),)).resampled(wanted)
+    assert Profile.from_bytes(resampled.to_bytes()).digest() == resampled.digest()
+
+
+def test_format_names_are_fixed() -> None:
+    assert (module.FORMAT, module.VERSION) == ("ertacache.profile", 1)
