@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 from comfyui_version import __version__ as comfy_version
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..erta import VERSION
 from ..erta.profile import Measured
@@ -21,7 +22,7 @@ PARAMETERS_READ = 64
 VALUES_READ = 16
 
 _PREFIX = "diffusion_model."
-_REMEDY = "record a new profile with ERTA Profile or disconnect it"
+_REMEDY = "Record a new profile with ERTA Profile or disconnect it."
 # What torch.compile puts into the names of what it wraps.
 _COMPILED = "_orig_mod."
 
@@ -64,27 +65,29 @@ def describe(
 def differences(here: Measured, profile: Measured) -> tuple[list[str], list[str]]:
     """(refusals, remarks): why the profile must not be used for the run `here`, and what else is not the same."""
     refusals = [
-        f"{label} differs: the profile was measured on {_shown(old)}, this run has {_shown(new)}. {_REMEDY.capitalize()}."
-        for label, old, new in _differing(profile, here, ("model_class", "parameters", "weights", "loras", "level"))
+        f"{name}: the profile was measured on {old}, this run has {new}. {_REMEDY}"
+        for name, old, new in _differing(profile, here, ("model_class", "parameters", "weights", "loras", "level"))
     ]
     remarks = [
-        f"{label} differs: measured with {_shown(old)}, now {_shown(new)}; the profile is resampled over sigma"
-        for label, old, new in _differing(profile, here, ("sampling", "shift", "steps", "sampler", "scheduler"))
+        f"{name}: measured with {old}, now {new}; the profile is resampled over sigma"
+        for name, old, new in _differing(profile, here, ("sampling", "shift", "steps", "sampler", "scheduler"))
     ]
     remarks += [
-        f"{label} differs: the profile is used although measured at {_shown(old)}, now {_shown(new)}"
-        for label, old, new in _differing(profile, here, ("guidance", "latent_shape"))
+        f"{name}: the profile is used although measured at {old}, now {new}"
+        for name, old, new in _differing(profile, here, ("guidance", "latent_shape"))
     ]
     return refusals, remarks
 
 
-def _differing(one: Measured, other: Measured, names: Iterable[str]) -> list[tuple[str, Any, Any]]:
-    pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
-    return [(name, old, new) for name, old, new in pairs if old != new]
+def _differing(one: Measured, other: Measured, names: Iterable[str]) -> Iterable[tuple[str, str, str]]:
+    for name in names:
+        old, new = getattr(one, name), getattr(other, name)
+        if old != new:
+            yield name, _shown(old), _shown(new)
 
 
 def _shown(value: object) -> str:
-    """A value in a message. Of a fingerprint, which means nothing to a reader, so much that two can be told apart."""
+    """A value in a message. Of a fingerprint, which means nothing to a reader, enough to tell two apart."""
     if value == "" or value is None:
         return "none"
     if isinstance(value, tuple):
@@ -100,31 +103,30 @@ def fingerprint_weights(model: ModelPatcher) -> str:
     another fingerprint, as it should: its features differ. Parameters without data (device "meta") count by name and
     shape alone.
     """
-    named = sorted((name.replace(_COMPILED, ""), name) for name, _ in model.model.diffusion_model.named_parameters())
-    held = dict(model.model.diffusion_model.named_parameters())
-    picked = np.linspace(0, len(named) - 1, min(PARAMETERS_READ, len(named))).round().astype(int)
+    held = {name.replace(_COMPILED, ""): weight for name, weight in model.model.diffusion_model.named_parameters()}
+    names = sorted(held)
+    picked = np.linspace(0, len(names) - 1, min(PARAMETERS_READ, len(names))).round().astype(int)
     digest = hashlib.sha256()
-    for plain, name in (named[i] for i in picked):
-        weight = _unpatched(model, (_PREFIX + name, _PREFIX + plain), held[name])
-        digest.update(f"{plain}{tuple(held[name].shape)}".encode())
-        digest.update(_sample(weight))
+    for name in (names[i] for i in picked):
+        digest.update(f"{name}{tuple(held[name].shape)}".encode())
+        digest.update(_sample(_unpatched(model, _PREFIX + name, held[name])))
     return digest.hexdigest()
 
 
-def _unpatched(model: ModelPatcher, keys: tuple[str, ...], weight: torch.Tensor) -> torch.Tensor:
+def _unpatched(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.Tensor:
     """The weight as it was before LoRAs: loading patches it in place and keeps the original in a backup."""
-    for key in keys:
-        if key in model.backup:
-            return model.backup[key].weight
-        if key in model.hook_backup:
-            return model.hook_backup[key][0]
-    return weight
+    if key in model.backup:
+        return model.backup[key].weight
+    return model.hook_backup[key][0] if key in model.hook_backup else weight
 
 
 def _sample(tensor: torch.Tensor) -> bytes:
     """Evenly spaced values as bfloat16; reads no more than those from the device."""
     if tensor.is_meta:
         return b""
+    if is_traceable_wrapper_subclass(tensor):
+        # Slicing a quantised tensor would dequantise all of it. The stored numbers tell as much.
+        return _sample(getattr(tensor, tensor.__tensor_flatten__()[0][0]))
     flat = tensor.detach().reshape(-1)
     few = flat[:: max(1, flat.numel() // VALUES_READ)][:VALUES_READ]
     return few.to("cpu", torch.float32).to(torch.bfloat16).view(torch.int16).numpy().tobytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -108,7 +109,7 @@ class Caching:
     def _save(self, measured: Measured, tables: tuple[Table, ...]) -> str:
         profile = Profile(measured, tables)
         stem = f"{measured.model_class}-{model_digest(measured)[:8]}-{measured.sampler}-{measured.steps}".lower()
-        name = self.store.unique_name("".join(c if c.isalnum() or c in "._-" else "-" for c in stem)[:56])
+        name = self.store.unique_name(re.sub(r"[^a-z0-9_-]", "-", stem)[:56])
         self.store.save(name, profile)
         return f"profile kept as {name}"
 

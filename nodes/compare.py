@@ -1,10 +1,134 @@
-"""ERTA Compare (placeholder until the metrics are in)."""
+"""ERTA Compare."""
+
 from __future__ import annotations
-from comfy_api.latest import io
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..comfy_erta.figure import comparison_figure
+from ..erta.metrics import frame_psnr, psnr, ssim
+from .inputs import CATEGORY
+
+
 class ERTACompare(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(node_id="ERTACompare", display_name="ERTA Compare", category="ERTACache", inputs=[], outputs=[])
+    def define_schema(cls) -> io.Schema:
+        kinds = [io.Latent, io.Image]
+        return io.Schema(
+            node_id="ERTACompare",
+            display_name="ERTA Compare",
+            category=CATEGORY,
+            description="Measures how far a cached render is from the full one, and shows the frame where it is worst.",
+            inputs=[
+                io.MultiType.Input("reference", kinds, tooltip="The full render: a latent, or images."),
+                io.MultiType.Input(
+                    "candidate", kinds, tooltip="The cached render: same kind, size and number of frames as reference."
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="PSNR",
+                    tooltip="In dB, from the mean squared error of the whole clip; higher is closer. 100 is the most: "
+                    "identical, or nearly so. Relative to 1.0 for images, to the reference's max - min for latents.",
+                ),
+                io.Float.Output(
+                    display_name="SSIM",
+                    tooltip="Structural similarity (11x11 Gaussian window), mean over the frames; 1 is identical. "
+                    "Relative to 1.0 for images, to the reference's max - min for latents.",
+                ),
+                io.Image.Output(
+                    display_name="figure",
+                    tooltip="Worst frame: reference, candidate, amplified difference; below, PSNR per frame "
+                    "if there are several. Of a latent, the first three channels.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
     @classmethod
-    def execute(cls):
-        return io.NodeOutput()
+    def execute(cls, reference: Any, candidate: Any) -> io.NodeOutput:
+        first, second = frames_of(reference, candidate)
+        span = (0.0, 1.0) if isinstance(reference, torch.Tensor) else _span(first)
+        by_frame = frame_psnr(first, second, span[1]).tolist()
+        found = scores(psnr(first, second, span[1]), by_frame, ssim(first, second, span[1]).tolist())
+        found |= {"data_range": span[1], "identical": torch.equal(first, second)}
+        worst = found["psnr_worst_frame"] - 1
+        figure = comparison_figure(first[worst], second[worst], span, by_frame)
+        shown = {key: list(values) for key, values in ui.PreviewImage(figure, cls=cls).as_dict().items()}
+        return io.NodeOutput(
+            found["psnr"], found["ssim"], figure, ui={**shown, "erta": [found], "text": [as_text(found)]}
+        )
+
+
+def frames_of(reference: Any, candidate: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as (frames, channels, height, width) on the CPU; refused unless of one kind and shape, and finite."""
+    named = [_named(value) for value in (reference, candidate)]
+    (kind, first), (other, second) = named
+    if kind != other or first.shape != second.shape:
+        both = f"reference is {kind} {list(first.shape)}, candidate is {other} {list(second.shape)}"
+        remedy = (
+            "Connect two latents or two images (VAE Decode makes images of a latent)."
+            if kind != other
+            else "Render both with the same size, number of frames and batch."
+        )
+        raise ValueError(f"ERTA Compare cannot compare these: {both}. {remedy}")
+    for name, values in (("reference", first), ("candidate", second)):
+        broken = values.numel() - int(torch.isfinite(values).sum())
+        if broken:
+            raise ValueError(
+                f"ERTA Compare: {broken} of {values.numel()} values of {name} are NaN or infinite. That render failed; "
+                "common causes are a VAE in fp16 (start with --fp32-vae) and a model in a precision it does not bear."
+            )
+    return _as_frames(kind, first), _as_frames(kind, second)
+
+
+def scores(whole: float, by_frame: list[float], similarity: list[float]) -> dict[str, Any]:
+    """JSON-able. Frames are counted from 1."""
+    found: dict[str, Any] = {"psnr": whole, "ssim": sum(similarity) / len(similarity), "frames": len(by_frame)}
+    for name, values in (("psnr", by_frame), ("ssim", similarity)):
+        median = torch.tensor(values, dtype=torch.float64).quantile(0.5).item()
+        worst = min(range(len(values)), key=values.__getitem__)
+        found |= {f"{name}_median": median, f"{name}_worst": values[worst], f"{name}_worst_frame": worst + 1}
+    return found | {"frame_psnr": [round(v, 4) for v in by_frame], "frame_ssim": [round(v, 6) for v in similarity]}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    frames = found["frames"]
+    lines = [f"{frames} frame{'s'[: frames > 1]}{', identical' if found['identical'] else ''}"]
+    for name, unit in (("psnr", " dB"), ("ssim", "")):
+        digits = 2 if unit else 4
+        whole, median, worst = (f"{found[name + part]:.{digits}f}{unit}" for part in ("", "_median", "_worst"))
+        lines.append(
+            f"{name.upper()} {whole} (median frame {median}, worst {worst}: frame {found[f'{name}_worst_frame']})"
+        )
+    return "\n".join([*lines, f"relative to a data range of {found['data_range']:.4g}"])
+
+
+def _named(value: Any) -> tuple[str, torch.Tensor]:
+    kind, values = ("IMAGE", value) if not isinstance(value, dict) else ("LATENT", value.get("samples"))
+    if not isinstance(values, torch.Tensor):
+        raise ValueError(
+            f"ERTA Compare needs a latent or images of one tensor, not {type(values).__name__}. "
+            "Split a latent of video and audio first, or decode it."
+        )
+    if values.ndim not in ((4, 5) if kind == "LATENT" else (4,)) or not values.numel():
+        raise ValueError(f"ERTA Compare cannot see frames in {kind} {list(values.shape)}: connect images or video.")
+    return kind, values
+
+
+def _as_frames(kind: str, values: torch.Tensor) -> torch.Tensor:
+    if kind == "IMAGE":
+        return values.cpu().movedim(-1, 1)
+    return values.cpu() if values.ndim == 4 else values.cpu().movedim(2, 1).flatten(0, 1)
+
+
+def _span(latent: torch.Tensor) -> tuple[float, float]:
+    low, high = latent.min().item(), latent.max().item()
+    if low == high:
+        raise ValueError(
+            f"ERTA Compare: every value of the reference latent is {low:g}, so there is no range to measure errors "
+            "against. Connect the latent that comes out of a sampler."
+        )
+    return low, high - low

@@ -212,7 +212,7 @@ def test_save_and_load_give_the_same_profile() -> None:
     assert (again.runs, again.evaluations) == (2, 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     features=hnp.arrays(
         np.float64,
@@ -225,7 +225,9 @@ def test_save_and_load_give_the_same_profile() -> None:
 def test_digest_survives_save_and_load(features: np.ndarray, name: str, guidance: float | None) -> None:
     measured = replace(MEASURED, model_class=name, guidance=guidance)
     profile = Profile(measured, (table_of(features, np.linspace(1, 0, len(features))),))
-    again = Profile.from_bytes(profile.to_bytes())
+    data = profile.to_bytes()
+    assert int.from_bytes(data[:8], "little") % 8 == 0  # as safetensors aligns its data
+    again = Profile.from_bytes(data)
     assert again.measured == measured
     assert again.digest() == profile.digest()
     assert np.array_equal(again.tables[0].gram, profile.tables[0].gram)
@@ -370,7 +372,7 @@ def test_random_mutations_give_a_profile_or_a_profile_error() -> None:
     data = small_profile().to_bytes()
     chance = random.Random(0)
     refused = 0
-    for _ in range(1500):
+    for _ in range(1200):
         mutated = bytearray(data)
         for _ in range(chance.randint(1, 4)):
             at = chance.randrange(len(mutated))
@@ -389,15 +391,13 @@ def test_random_mutations_give_a_profile_or_a_profile_error() -> None:
             refused += 1
         else:
             assert Profile.from_bytes(profile.to_bytes()).digest() == profile.digest()
-    assert 1000 < refused < 1500  # both outcomes occur
+    assert 900 < refused < 1200  # both outcomes occur
 
 
-def test_writing_refuses_what_reading_would() -> None:
-    big = Table(
-        0, 0, 1, 0.0, np.linspace(1, 0, 1000), np.eye(1000), np.zeros((1000, 1000)), np.ones(1000), np.ones(1000)
-    )
+def test_writing_refuses_what_reading_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", len(small_profile().to_bytes()) - 1)
     with pytest.raises(ProfileError, match="fewer runs"):
-        Profile(MEASURED, (big, replace(big, run=1))).to_bytes()
+        small_profile().to_bytes()
 
 
 # Other sigmas
@@ -529,7 +529,7 @@ def test_resampling_refuses_sigmas_that_no_run_has(fifty: Profile) -> None:
             fifty.resampled(sigmas)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     features=hnp.arrays(np.float64, (7, 3), elements=st.floats(-1e3, 1e3)),
     sigmas=hnp.arrays(np.float64, 7, elements=st.floats(0, 20)),

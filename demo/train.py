@@ -1,0 +1,137 @@
+"""Train the demo's tiny Wan: ``python -m demo.train``. About an hour on two CPU cores.
+
+ComfyUI's own WanModel, flow matching on procedurally drawn clips. Every random number comes from seeds below, so the
+same versions of torch and ComfyUI give the same checkpoint on the same kind of machine (sums of floats differ elsewhere).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from .comfyui import apply_torchvision_shim, locate, needs_torchvision_shim
+from .tiny_wan import clips, codec, words
+
+SEED = 20260
+BATCH = 16
+STEPS = 7_500
+WARM_UP = 200
+PEAK_RATE = 2e-3
+DROP_TEXT = 0.12
+EMA = 0.999
+MODEL = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 4, "text_dim": words.WIDTH}
+OUTPUT = Path(__file__).parent / "models" / "erta_tiny_wan.safetensors"
+
+
+def import_wan() -> tuple[Any, Any]:
+    """ComfyUI's WanModel and its plain operations, on the CPU."""
+    if needs_torchvision_shim():
+        apply_torchvision_shim()
+    sys.path.insert(0, str(locate()))
+    from comfy.cli_args import args
+
+    args.cpu, args.use_pytorch_cross_attention = True, True
+    import comfy.ldm.wan.model
+    import comfy.ops
+
+    return comfy.ldm.wan.model.WanModel, comfy.ops.disable_weight_init
+
+
+def make_model() -> torch.nn.Module:
+    """A WanModel with small normal weights; the last layers of what is added to the residual stream start at zero."""
+    wan, operations = import_wan()
+    model: torch.nn.Module = wan(**MODEL, operations=operations, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("bias"):
+                value.zero_()
+            elif "norm" in name:
+                value.fill_(1.0)
+            elif name.endswith("modulation"):
+                value.copy_(torch.randn(value.shape, generator=generator) / value.shape[-1] ** 0.5)
+            else:
+                fan_in = value[0].numel()
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.7 / fan_in**0.5)
+        for name in ("head.head.weight", "time_projection.1.weight"):
+            model.get_parameter(name).mul_(0.05)
+    return model
+
+
+def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for embeddings, norms, head and biases."""
+    matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and n.endswith("weight") and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=PEAK_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def loss_of(model: Any, generator: torch.Generator) -> torch.Tensor:
+    """Flow matching: x = (1 - sigma) clip + sigma noise, the model answers noise - clip at timestep 1000 sigma."""
+    ids, frames = clips.sample_batch(BATCH, generator)
+    clean = codec.encode(frames)
+    noise = torch.randn(clean.shape, generator=generator)
+    uniform = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+    sigma = 3.0 * uniform / (1.0 + 2.0 * uniform)
+    ids[torch.rand(BATCH, generator=generator) < DROP_TEXT] = words.MISSING
+    wide = sigma[:, None, None, None, None]
+    x = (1.0 - wide) * clean + wide * noise
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        velocity = model(x, sigma * 1000.0, words.embed(ids))
+    return (velocity.float() - (noise - clean)).square().mean()
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--steps", type=int, default=STEPS)
+    options.add_argument("--output", type=Path, default=OUTPUT)
+    given = options.parse_args()
+    model = make_model()
+    average = copy.deepcopy(model).requires_grad_(False)
+    compiled = torch.compile(model)
+    optimizing = optimizers(model)
+    generator = torch.Generator().manual_seed(SEED + 1)
+    started, smooth = time.monotonic(), 1.0
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {given.steps} steps")
+    for step in range(given.steps):
+        rate = PEAK_RATE * min((step + 1) / WARM_UP, 1.0) * (1.0 - step / given.steps)
+        for optimizer in optimizing:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        loss = loss_of(compiled, generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizing:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        kept = min(EMA, (step + 1) / (step + 20))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - kept)
+        smooth += 0.01 * (loss.item() - smooth)
+        if step % 100 == 0:
+            spent = time.monotonic() - started
+            left = spent / (step + 1) * (given.steps - step - 1)
+            print(f"step {step:6d}  loss {smooth:.4f}  {spent / (step + 1):.3f} s/step  {left / 60:.0f} min left", flush=True)
+        if step % 500 == 499 or step == given.steps - 1:
+            save(average, given.output)
+
+
+def save(model: torch.nn.Module, path: Path) -> None:
+    """float16, named as ComfyUI's loader detects Wan2.1 T2V."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()}, path)
+
+
+if __name__ == "__main__":
+    main()

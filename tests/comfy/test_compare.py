@@ -1,0 +1,173 @@
+"""ERTA Compare as ComfyUI runs it: what it accepts, what it gives out and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def node(comfy_pack: ModuleType) -> Any:
+    return importlib.import_module("ertacache.nodes.compare").ERTACompare
+
+
+def images(frames: int = 5, height: int = 20, width: int = 30) -> torch.Tensor:
+    return 0.2 + 0.6 * torch.rand((frames, height, width, 3), generator=torch.Generator().manual_seed(3))
+
+
+def worsened(clip: torch.Tensor, errors: list[float]) -> torch.Tensor:
+    """Every value of frame n is off by errors[n]: its PSNR is -20 log10(errors[n]) by definition."""
+    return clip + torch.tensor(errors)[:, None, None, None]
+
+
+ERRORS = [0.01, 0.02, 0.001, 0.1, 0.005]  # 40, 33.98, 60, 20, 46.02 dB
+
+
+def test_the_schema_is_what_comfyui_and_the_workflows_rely_on(node: Any):
+    schema = node.GET_SCHEMA()
+    schema.validate()
+    assert (schema.node_id, schema.display_name, schema.category) == ("ERTACompare", "ERTA Compare", "ERTACache")
+    assert schema.is_output_node
+    required = node.INPUT_TYPES()["required"]
+    assert {name: spec[0] for name, spec in required.items()} == dict.fromkeys(
+        ("reference", "candidate"), "LATENT,IMAGE"
+    )
+    assert node.RETURN_TYPES == ["FLOAT", "FLOAT", "IMAGE"]
+    assert node.RETURN_NAMES == ["PSNR", "SSIM", "figure"]
+    assert all(put.tooltip for put in (*schema.inputs, *schema.outputs)) and schema.description
+
+
+def test_a_link_from_either_kind_passes_comfyuis_validation(node: Any):
+    """As /prompt does it, with a latent node in front and then an image node, and a model loader as the wrong kind."""
+    execution = importlib.import_module("execution")
+    comfy_nodes = importlib.import_module("nodes")
+    comfy_nodes.NODE_CLASS_MAPPINGS["ERTACompare"] = node
+    try:
+        for source, fits in (("EmptyLatentImage", True), ("LoadImage", True), ("VAELoader", False)):
+            graph = {
+                "1": {"class_type": source, "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+                "2": {"class_type": "ERTACompare", "inputs": {"reference": ["1", 0], "candidate": ["1", 0]}},
+            }
+            errors = asyncio.run(execution.validate_inputs("id", graph, "2", {"1": (True, [], "1")}))[1]
+            kinds = {error["type"] for error in errors}
+            assert (kinds == set()) if fits else (kinds == {"return_type_mismatch"}), (source, errors)
+    finally:
+        del comfy_nodes.NODE_CLASS_MAPPINGS["ERTACompare"]
+
+
+def test_psnr_median_and_worst_frame_are_those_of_the_errors_put_in(node: Any):
+    clip = images()
+    output = node.execute(clip, worsened(clip, ERRORS))
+    psnr, ssim, figure = output.result
+    assert psnr == pytest.approx(-10 * np.log10(np.mean(np.square(ERRORS))), abs=1e-3)
+    assert 0.9 < ssim < 1.0
+    (payload,), (text,) = output.ui["erta"], output.ui["text"]
+    assert payload["psnr_median"] == pytest.approx(40.0, abs=1e-3)
+    assert (payload["psnr_worst_frame"], payload["ssim_worst_frame"]) == (4, 4)
+    assert payload["psnr_worst"] == pytest.approx(20.0, abs=1e-3)
+    assert payload["frame_psnr"] == pytest.approx([40.0, 33.979, 60.0, 20.0, 46.021], abs=1e-2)
+    assert not payload["identical"] and payload["frames"] == 5
+    assert "PSNR 26.77 dB (median frame 40.00 dB, worst 20.00 dB: frame 4)" in text
+    assert figure.ndim == 4 and figure.shape[0] == 1 and figure.shape[-1] == 3
+    assert 0.0 <= figure.min() and figure.max() <= 1.0
+
+
+def test_the_ui_values_are_lists_json_can_carry_and_the_figure_is_a_file(node: Any):
+    folder_paths = importlib.import_module("folder_paths")
+    clip = images()
+    output = node.execute(clip, worsened(clip, ERRORS))
+    assert all(isinstance(values, list) for values in output.ui.values())
+    json.dumps(output.ui, allow_nan=False)
+    (saved,) = output.ui["images"]
+    path = Path(folder_paths.get_temp_directory()) / saved["subfolder"] / saved["filename"]
+    with Image.open(path) as picture:
+        assert (picture.height, picture.width) == tuple(output.result[2].shape[1:3])
+
+
+def test_comfyuis_executor_takes_the_output(node: Any):
+    """Its own way of calling: a locked clone of the class, hidden values, and the joining of the ui lists."""
+    execution = importlib.import_module("execution")
+    clip = images()
+    given = {"reference": [clip], "candidate": [clip]}
+    made = asyncio.run(execution.get_output_data("id", "2", node(), given, hidden_inputs={}))
+    output, ui = made[0], made[1]
+    assert output[0] == [100.0] and output[1] == [pytest.approx(1.0)]
+    assert ui["text"][0].startswith("5 frames, identical") and len(ui["images"]) == len(ui["erta"]) == 1
+
+
+def test_identical_is_100_db_and_one_frame_needs_no_plot(node: Any):
+    clip = images(frames=1)
+    output = node.execute(clip, clip)
+    assert output.result[:2] == (100.0, pytest.approx(1.0))
+    assert output.ui["erta"][0]["identical"] and output.ui["text"][0].startswith("1 frame, identical")
+    several = node.execute(images(2), images(2)).result[2]
+    assert output.result[2].shape[1] < several.shape[1]
+
+
+def test_latents_are_measured_against_the_references_range_frame_by_frame(node: Any):
+    """(2, 4, 3, 8, 8) is 2 videos of 3 frames; the error is in the second frame of the second, which is the fifth."""
+    latent = torch.rand((2, 4, 3, 8, 8), generator=torch.Generator().manual_seed(1)) * 7.0 - 3.0
+    latent.view(-1)[0], latent.view(-1)[1] = -4.0, 4.0
+    broken = latent.clone()
+    broken[1, :, 1] += 0.08  # a hundredth of the range of 8
+    output = node.execute({"samples": latent}, {"samples": broken})
+    payload = output.ui["erta"][0]
+    assert payload["data_range"] == 8.0 and payload["frames"] == 6
+    assert payload["psnr_worst_frame"] == 5 and payload["psnr_worst"] == pytest.approx(40.0, abs=1e-3)
+    assert output.result[0] == pytest.approx(40.0 + 10 * np.log10(6), abs=1e-3)
+    as_images = {"samples": latent[:, :, 0]}, {"samples": broken[:, :, 1]}
+    assert node.execute(*as_images).ui["erta"][0]["frames"] == 2
+
+
+def test_the_figure_shows_the_worst_frame_the_difference_and_its_factor(node: Any):
+    """Flat colours: the panels, 40 high from row 70 on, have to contain these, the difference 0.04 times 20."""
+    clip = torch.full((3, 40, 192, 3), 0.5)
+    clip[1] = 0.25
+    candidate = worsened(clip, [0.0, 0.04, 0.01])
+    figure = node.execute(clip, candidate).result[2][0]
+    middle = [figure[90, x] for x in (100, 302, 504)]
+    for pixel, expected in zip(middle, (0.25, 0.29, 0.04 * 20), strict=True):
+        assert pixel.tolist() == pytest.approx([expected] * 3, abs=0.01)
+
+
+def test_small_frames_are_enlarged_to_readable_panels(node: Any):
+    small = node.execute(images(2, 8, 13), images(2, 8, 13)).result[2]
+    assert small.shape[2] >= 3 * 192
+    large = node.execute(images(1, 90, 2000), images(1, 90, 2000)).result[2]
+    assert large.shape[2] < 3 * 600
+
+
+def nan_at(clip: torch.Tensor) -> torch.Tensor:
+    clip = clip.clone()
+    clip[2, 3, 4, 1] = float("nan")
+    return clip
+
+
+LATENT = {"samples": torch.linspace(-1, 1, 4 * 64).reshape(1, 4, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "says"),
+    [
+        (LATENT, images(), r"LATENT \[1, 4, 8, 8\].*IMAGE \[5, 20, 30, 3\].*VAE Decode"),
+        (images(5), images(4), r"\[5, 20, 30, 3\].*\[4, 20, 30, 3\].*same size, number of frames"),
+        (images(), nan_at(images()), r"1 of 9000 values of candidate are NaN"),
+        (nan_at(images()), images(), r"1 of 9000 values of reference are NaN"),
+        (images() / 0.0, images(), r"reference are NaN or infinite"),
+        ({"samples": torch.zeros(1, 4, 8, 8)}, LATENT, r"every value of the reference latent is 0"),
+        ({"samples": torch.zeros(1, 4, 8)}, {"samples": torch.zeros(1, 4, 8)}, r"cannot see frames in LATENT"),
+        ({"samples": SimpleNamespace()}, LATENT, r"one tensor, not SimpleNamespace"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_name(node: Any, reference: Any, candidate: Any, says: str):
+    with pytest.raises(ValueError, match=says):
+        node.execute(reference, candidate)

@@ -1,0 +1,340 @@
+"""Identity: what tells a model from another, and what does not, on a real ModelPatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import tomllib
+import torch
+
+from ertacache.erta.profile import Measured
+
+KEY = "diffusion_model.blocks.0.ffn.0.weight"
+SETTINGS = {
+    "sampler": "euler",
+    "scheduler": "simple",
+    "steps": 12,
+    "guidance": 3.0,
+    "latent_shape": torch.Size((1, 16, 2, 4, 4)),
+    "level": "output",
+}
+
+
+@pytest.fixture(scope="module")
+def identity(comfy: ModuleType) -> ModuleType:
+    from ertacache.comfy_erta import identity
+
+    return identity
+
+
+def described(identity: ModuleType, model: Any, **changed: Any) -> Measured:
+    measured: Measured = identity.describe(model, **{**SETTINGS, **changed})
+    return measured
+
+
+def with_lora(model: Any, strength: float = 0.7, scale: float = 1e-3, key: str = KEY) -> Any:
+    """A clone with a full-rank patch of known values."""
+    changed = model.clone()
+    size = model.model_state_dict()[key].shape
+    patch = (torch.arange(size.numel(), dtype=torch.float32) * scale).reshape(size)
+    assert changed.add_patches({key: (patch,)}, strength) == [key]
+    return changed
+
+
+def reloaded(model: Any, dtype: torch.dtype, offset: float = 0.0) -> Any:
+    """The model from an fp16 checkpoint of its weights, loaded as another dtype."""
+    import comfy.sd
+
+    prefix = "diffusion_model."
+    checkpoint = {
+        name.removeprefix(prefix): (value + offset).to(torch.float16)
+        for name, value in model.model_state_dict(prefix).items()
+    }
+    return comfy.sd.load_diffusion_model_state_dict(checkpoint, model_options={"dtype": dtype})
+
+
+def holder(**weights: torch.Tensor) -> Any:
+    """What fingerprint_weights reads of a patcher, around weights that a tiny Wan does not have."""
+    module = torch.nn.Module()
+    for name, weight in weights.items():
+        module.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
+    return SimpleNamespace(model=SimpleNamespace(diffusion_model=module), backup={}, hook_backup={})
+
+
+@pytest.fixture
+def loaded(wan: Any) -> Iterator[Any]:
+    """A patched clone as it is while it samples: weights changed in place, originals in the backup."""
+    import comfy.model_management
+
+    patched = with_lora(wan)
+    before = patched.model_state_dict()[KEY].clone()
+    comfy.model_management.load_models_gpu([patched])
+    assert not torch.equal(patched.model_state_dict()[KEY], before), "loading patches in place"
+    yield patched
+    comfy.model_management.unload_all_models()
+    patched.detach()
+
+
+def test_description_of_a_tiny_wan(identity: ModuleType, wan: Any) -> None:
+    import comfyui_version
+
+    measured = described(identity, wan)
+    assert measured.model_class == "WAN21"
+    assert measured.parameters == sum(p.numel() for p in wan.model.diffusion_model.parameters())
+    assert measured.loras == ""
+    assert (measured.sampling, measured.shift) == ("ModelSamplingDiscreteFlow+CONST", 8.0)
+    assert (measured.steps, measured.latent_shape) == (12, (1, 16, 2, 4, 4))
+    assert measured.comfy_version == comfyui_version.__version__
+    assert Measured.from_json(measured.to_json()) == measured
+
+
+def test_pack_version_is_the_projects(identity: ModuleType, wan: Any) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert described(identity, wan).pack_version == project["version"]
+
+
+def test_shift_and_sampling_come_from_the_patched_model(identity: ModuleType, wan: Any) -> None:
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
+
+    shifted = described(identity, ModelSamplingSD3().patch(wan, 5.0)[0])
+    assert (shifted.sampling, shifted.shift) == ("ModelSamplingDiscreteFlow+CONST", 5.0)
+    discrete = described(identity, ModelSamplingDiscrete().patch(wan, "v_prediction", False)[0])
+    assert (discrete.sampling, discrete.shift) == ("ModelSamplingDiscrete+V_PREDICTION", None)
+
+
+def test_fingerprints_before_loading_are_those_after(identity: ModuleType, wan: Any) -> None:
+    import comfy.model_management
+
+    patched = with_lora(wan)
+    before = described(identity, patched)
+    comfy.model_management.load_models_gpu([patched])
+    try:
+        assert KEY in patched.backup
+        assert described(identity, patched) == before
+    finally:
+        comfy.model_management.unload_all_models()
+        patched.detach()
+    assert described(identity, patched) == before
+    assert described(identity, wan).weights == before.weights
+
+
+def test_patched_weight_would_change_the_fingerprint_without_its_backup(identity: ModuleType, loaded: Any) -> None:
+    # Guards the test above: the patched parameter is among those that are read.
+    hidden = SimpleNamespace(model=loaded.model, backup={}, hook_backup={})
+    assert identity.fingerprint_weights(hidden) != identity.fingerprint_weights(loaded)
+
+
+def test_hooked_weight_is_read_from_its_backup(identity: ModuleType) -> None:
+    model = holder(weight=torch.ones(4))
+    before = identity.fingerprint_weights(model)
+    model.hook_backup["diffusion_model.weight"] = (torch.ones(4), torch.device("cpu"))
+    model.model.diffusion_model.weight.mul_(2)
+    assert identity.fingerprint_weights(model) == before
+
+
+def test_describing_changes_nothing(identity: ModuleType, wan: Any) -> None:
+    patched = with_lora(wan)
+    state = patched.model_state_dict()
+    copies = {name: value.clone() for name, value in state.items()}
+    places = {name: value.data_ptr() for name, value in state.items()}
+    kept = (patched.patches_uuid, patched.model.model_loaded_weight_memory, dict(patched.backup), patched.model.device)
+    described(identity, patched)
+    after = patched.model_state_dict()
+    assert all(torch.equal(after[name], copies[name]) and after[name].data_ptr() == places[name] for name in copies)
+    assert kept == (
+        patched.patches_uuid,
+        patched.model.model_loaded_weight_memory,
+        dict(patched.backup),
+        patched.model.device,
+    )
+
+
+# Weights
+
+
+def test_loads_of_one_fp16_checkpoint_in_three_dtypes_agree(identity: ModuleType, wan: Any) -> None:
+    loads = [reloaded(wan, dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    dtypes = {model.model_state_dict()[KEY].dtype for model in loads}
+    assert dtypes == {torch.float32, torch.float16, torch.bfloat16}
+    assert len({identity.fingerprint_weights(model) for model in loads}) == 1
+
+
+def test_fp8_load_is_another_model(identity: ModuleType, wan: Any) -> None:
+    quantised = reloaded(wan, torch.float8_e4m3fn)
+    assert quantised.model_state_dict()[KEY].dtype == torch.float8_e4m3fn
+    assert identity.fingerprint_weights(quantised) != identity.fingerprint_weights(wan)
+
+
+def test_other_weights_of_the_same_shape_are_another_model(identity: ModuleType, wan: Any) -> None:
+    assert identity.fingerprint_weights(reloaded(wan, torch.float32, offset=0.01)) != identity.fingerprint_weights(
+        reloaded(wan, torch.float32)
+    )
+
+
+def test_name_and_shape_of_a_weight_count(identity: ModuleType) -> None:
+    prints = [
+        identity.fingerprint_weights(model)
+        for model in (holder(a=torch.ones(4)), holder(b=torch.ones(4)), holder(a=torch.ones(2, 2)))
+    ]
+    assert len(set(prints)) == 3
+
+
+def test_compiled_model_is_the_same_model(identity: ModuleType) -> None:
+    plain, compiled = holder(a=torch.ones(4)), holder(a=torch.ones(4))
+    wrapper = torch.nn.Module()
+    wrapper.add_module("_orig_mod", compiled.model.diffusion_model)
+    compiled.model.diffusion_model = wrapper
+    assert identity.fingerprint_weights(compiled) == identity.fingerprint_weights(plain)
+
+
+def test_weights_without_data_are_described(identity: ModuleType) -> None:
+    assert len(identity.fingerprint_weights(holder(a=torch.empty(4, device="meta")))) == 64
+    assert len(identity.fingerprint_weights(holder(a=torch.empty(0)))) == 64
+    assert len(identity.fingerprint_weights(holder())) == 64
+
+
+def test_quantised_weight_is_read_without_dequantising_it(
+    identity: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.quant_ops import QuantizedTensor
+
+    one, other = (
+        QuantizedTensor.from_float(torch.randn(8, 8), "TensorCoreFP8Layout", scale=torch.tensor(1.0)) for _ in range(2)
+    )
+    models = [holder(a=one), holder(a=one.clone()), holder(a=other)]
+    monkeypatch.setattr(QuantizedTensor, "dequantize", lambda self: pytest.fail("dequantised"))
+    first, same, different = map(identity.fingerprint_weights, models)
+    assert first == same != different
+
+
+# LoRAs
+
+
+def test_lora_fingerprint_is_the_same_in_every_process(identity: ModuleType, wan: Any) -> None:
+    assert (
+        identity.fingerprint_loras(with_lora(wan)) == "25a0e520aa5c2e28dc745ef759f6a8e7f78605537bb2241c918a6900965172a7"
+    )
+
+
+def test_lora_strength_and_content_and_place_count(identity: ModuleType, wan: Any) -> None:
+    other_key = KEY.replace("blocks.0", "blocks.1")
+    models = [
+        wan,
+        with_lora(wan),
+        with_lora(wan, strength=0.8),
+        with_lora(wan, scale=2e-3),
+        with_lora(wan, key=other_key),
+        with_lora(with_lora(wan)),
+    ]
+    prints = [identity.fingerprint_loras(model) for model in models]
+    assert prints[0] == ""
+    assert len(set(prints)) == len(models)
+    assert identity.fingerprint_loras(with_lora(wan).clone()) == prints[1]
+
+
+def test_order_in_which_keys_were_patched_does_not_count(identity: ModuleType, wan: Any) -> None:
+    other_key = KEY.replace("blocks.0", "blocks.1")
+    one = with_lora(with_lora(wan), key=other_key)
+    other = with_lora(with_lora(wan, key=other_key))
+    assert list(one.patches) != list(other.patches)
+    assert identity.fingerprint_loras(one) == identity.fingerprint_loras(other)
+
+
+def lora_file(wan: Any, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = wan.model_state_dict()[KEY].shape
+    name = KEY.removesuffix(".weight")
+    return {
+        f"{name}.lora_up.weight": torch.randn(rows, 4, generator=generator),
+        f"{name}.lora_down.weight": torch.randn(4, columns, generator=generator),
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+
+
+def test_lora_file_through_comfyuis_loader(identity: ModuleType, wan: Any) -> None:
+    import comfy.sd
+    from comfy.weight_adapter import LoRAAdapter
+
+    def load(seed: int, alpha: float = 2.0) -> str:
+        file = lora_file(wan, seed)
+        file[f"{KEY.removesuffix('.weight')}.alpha"] = torch.tensor(alpha)
+        patched, _ = comfy.sd.load_lora_for_models(wan, None, file, 1.0, 0.0)
+        assert isinstance(patched.patches[KEY][0][1], LoRAAdapter)
+        return str(identity.fingerprint_loras(patched))
+
+    assert load(1) == load(1)
+    assert len({load(1), load(2), load(1, alpha=4.0)}) == 3
+
+
+def test_merged_model_counts_as_patched(identity: ModuleType, wan: Any) -> None:
+    from comfy_extras.nodes_model_merging import ModelMergeSimple
+
+    other = reloaded(wan, torch.float32, offset=0.01)
+    half, again, more = (ModelMergeSimple().merge(wan, other, ratio)[0] for ratio in (0.5, 0.5, 0.6))
+    assert identity.fingerprint_loras(half) == identity.fingerprint_loras(again) != identity.fingerprint_loras(more)
+
+
+# Differences
+
+
+@pytest.fixture
+def here(identity: ModuleType, wan: Any) -> Measured:
+    return described(identity, wan)
+
+
+def test_equal_runs_do_not_differ(identity: ModuleType, here: Measured) -> None:
+    assert identity.differences(here, here) == ([], [])
+    assert identity.differences(here, replace(here, pack_version="9", comfy_version="9")) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("model_class", "Flux", "Flux"),
+        ("parameters", 12, "12"),
+        ("weights", "ab" * 32, "abababababab..."),
+        ("loras", "cd" * 32, "cdcdcdcdcdcd..."),
+        ("level", "blocks", "blocks"),
+    ],
+)
+def test_another_model_is_refused(identity: ModuleType, here: Measured, field: str, value: object, shown: str) -> None:
+    (refusal,), remarks = identity.differences(here, replace(here, **{field: value}))
+    assert remarks == []
+    now = {"weights": f"{here.weights[:12]}...", "loras": "none"}.get(field, str(getattr(here, field)))
+    assert refusal == (
+        f"{field}: the profile was measured on {shown}, this run has {now}. "
+        "Record a new profile with ERTA Profile or disconnect it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("sampling", "ModelSamplingFlux+CONST", "ModelSamplingFlux+CONST"),
+        ("shift", None, "none"),
+        ("steps", 50, "50"),
+        ("sampler", "heun", "heun"),
+        ("scheduler", "", "none"),
+    ],
+)
+def test_other_sigmas_are_remarked(identity: ModuleType, here: Measured, field: str, value: object, shown: str) -> None:
+    refusals, (remark,) = identity.differences(here, replace(here, **{field: value}))
+    assert refusals == []
+    assert remark == f"{field}: measured with {shown}, now {getattr(here, field)}; the profile is resampled over sigma"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown", "now"),
+    [("guidance", 6.0, "6.0", "3.0"), ("latent_shape", (1, 16, 21, 60, 104), "1x16x21x60x104", "1x16x2x4x4")],
+)
+def test_other_conditions_are_remarked(
+    identity: ModuleType, here: Measured, field: str, value: object, shown: str, now: str
+) -> None:
+    refusals, (remark,) = identity.differences(here, replace(here, **{field: value}))
+    assert refusals == []
+    assert remark == f"{field}: the profile is used although measured at {shown}, now {now}"

@@ -1,0 +1,87 @@
+"""The sampler's response, probed in ComfyUI, against what real runs do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+UNKNOWN = {"dpm_adaptive"}
+
+
+def schedule(wan, steps=12):
+    import comfy.samplers
+
+    return comfy.samplers.calculate_sigmas(wan.get_model_object("model_sampling"), "simple", steps)
+
+
+def probe_named(wan, name, steps=12):
+    import comfy.samplers
+
+    from ertacache.comfy_erta.probing import sampler_response
+
+    return sampler_response(comfy.samplers.sampler_object(name), schedule(wan, steps).double().numpy(), wan)
+
+
+def sampler_names():
+    return (
+        "euler euler_ancestral heun heunpp2 dpm_2 dpm_2_ancestral lms dpm_fast dpmpp_2s_ancestral dpmpp_sde dpmpp_2m "
+        "dpmpp_2m_sde dpmpp_3m_sde ddpm lcm ipndm ipndm_v deis res_multistep gradient_estimation er_sde seeds_2 seeds_3 "
+        "sa_solver sa_solver_pece ddim uni_pc uni_pc_bh2"
+    ).split()
+
+
+@pytest.mark.parametrize("name", sampler_names())
+def test_response_foresees_every_evaluation(wan, sample, name):
+    """Number of calls and their sigmas, as a real run makes them."""
+    from ertacache.comfy_erta.session import attach
+
+    class Watch:
+        def begin(self, setting):
+            from ertacache.comfy_erta.session import Start
+
+            self.response = setting.respond(setting.schedule)
+            return Start()
+
+        def finish(self, start, report, samples, setting):
+            self.report = report
+
+    watch, sigmas = Watch(), []
+    model = attach(wan, watch)
+    import comfy.patcher_extension as extension
+
+    def note(executor, x, timestep, *args, **kwargs):
+        sigmas.append(float(timestep.reshape(-1)[0]))
+        return executor(x, timestep, *args, **kwargs)
+
+    model.add_wrapper_with_key(extension.WrappersMP.PREDICT_NOISE, "note", note)
+    sample(model, sampler_name=name)
+    assert watch.report.evaluations == watch.response.evaluations == len(sigmas)
+    assert torch.allclose(torch.tensor(sigmas).double(), torch.from_numpy(watch.response.sigmas), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dpm_adaptive", "euler_cfg_pp", "dpmpp_2m_cfg_pp"])
+def test_what_cannot_be_foreseen_is_refused(wan, name):
+    from ertacache.erta.response import UnknownResponse
+
+    with pytest.raises(UnknownResponse):
+        probe_named(wan, name)
+
+
+def test_euler_response_is_the_step_lengths(wan):
+    import numpy as np
+
+    from ertacache.erta.planner import euler_response
+
+    sigmas = schedule(wan).double().numpy()
+    known, probed = euler_response(sigmas), probe_named(wan, "euler")
+    np.testing.assert_allclose(probed.influence, known.influence, atol=1e-12)
+    np.testing.assert_allclose(probed.sigmas, known.sigmas)
+
+
+def test_probe_leaves_random_state_and_schedule_alone(wan):
+    sigmas = schedule(wan)
+    before, state = sigmas.clone(), torch.random.get_rng_state()
+    for name in ("uni_pc", "dpmpp_2m_sde", "euler_ancestral"):
+        probe_named(wan, name)
+    assert torch.equal(sigmas, before)
+    assert torch.equal(torch.random.get_rng_state(), state)
