@@ -69,7 +69,7 @@ def differences(here: Measured, profile: Measured) -> tuple[list[str], list[str]
         for name, old, new in _differing(profile, here, ("model_class", "parameters", "weights", "loras", "level"))
     ]
     remarks = [
-        f"{name}: measured with {old}, now {new}; the profile is resampled over sigma"
+        f"{name}: the profile was measured with {old}, now {new}"
         for name, old, new in _differing(profile, here, ("sampling", "shift", "steps", "sampler", "scheduler"))
     ]
     remarks += [

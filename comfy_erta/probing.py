@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,10 +56,17 @@ def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.
     function = sampler.sampler_function
     parameters = inspect.signature(function).parameters
 
+    asked_for_noise = False
+
     def run(answer: Denoise, x: torch.Tensor) -> torch.Tensor:
+        def silence(*_: Any) -> torch.Tensor:
+            nonlocal asked_for_noise
+            asked_for_noise = True
+            return torch.zeros_like(x)
+
         options = dict(sampler.extra_options)
         if "noise_sampler" in parameters:
-            options["noise_sampler"] = lambda *_: torch.zeros_like(x)
+            options["noise_sampler"] = silence
         extra_args = {"model_options": {"transformer_options": {}}, "seed": 0, "denoise_mask": None}
         # The schedule is made anew each time: uni_pc writes into the one it is given.
         sigmas = torch.tensor(schedule, dtype=dtype)
@@ -67,4 +75,4 @@ def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.
         return result
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return probe(run, dtype)
+        return replace(probe(run, dtype), stochastic=asked_for_noise)

@@ -21,7 +21,7 @@ from .tiny_wan import clips, codec, words
 
 SEED = 20260
 BATCH = 16
-STEPS = 7_500
+STEPS = 7_000
 WARM_UP = 200
 PEAK_RATE = 2e-3
 DROP_TEXT = 0.12
@@ -92,11 +92,12 @@ def loss_of(model: Any, generator: torch.Generator) -> torch.Tensor:
 
 
 def main() -> None:
-    torch.set_num_threads(2)
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=STEPS)
     options.add_argument("--output", type=Path, default=OUTPUT)
+    options.add_argument("--threads", type=int, default=2)
     given = options.parse_args()
+    torch.set_num_threads(given.threads)
     model = make_model()
     average = copy.deepcopy(model).requires_grad_(False)
     compiled = torch.compile(model)
@@ -119,7 +120,7 @@ def main() -> None:
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - kept)
         smooth += 0.01 * (loss.item() - smooth)
-        if step % 100 == 0:
+        if step % 50 == 0:
             spent = time.monotonic() - started
             left = spent / (step + 1) * (given.steps - step - 1)
             print(f"step {step:6d}  loss {smooth:.4f}  {spent / (step + 1):.3f} s/step  {left / 60:.0f} min left", flush=True)

@@ -58,7 +58,7 @@ def _convert(
     if node.get("mode", ALWAYS) != ALWAYS:
         raise WorkflowFormatError(f"{label} is muted or bypassed, which is not supported here. Delete or enable it.")
     info = object_info[node["type"]]
-    inputs = dict(_widget_inputs(label, _declared(info), node.get("widgets_values") or []))
+    inputs = dict(_widget_inputs(label, declared_inputs(info), node.get("widgets_values") or []))
     for socket in node.get("inputs", []):
         if socket.get("link") is not None:
             inputs[socket["name"]] = _source(label, socket, sources)
@@ -81,7 +81,7 @@ def _source(label: str, socket: Mapping[str, Any], sources: Mapping[int, list[An
     return list(sources[socket["link"]])
 
 
-def _declared(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def declared_inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Name, type and options of every input, in the order in which the browser makes its widgets."""
     for group in ("required", "optional"):
         for name, (kind, *rest) in info["input"].get(group, {}).items():
@@ -98,7 +98,7 @@ def _widget_inputs(
     """
     position = 0
     for name, kind, options in declared:
-        if not _is_widget(kind, options):
+        if not is_widget(kind, options):
             continue
         if isinstance(saved, Mapping):
             value = saved[name] if name in saved else _default(label, name, kind, options)
@@ -109,7 +109,7 @@ def _widget_inputs(
         yield name, {"__value__": value} if isinstance(value, list) else value
 
 
-def _is_widget(kind: Any, options: Mapping[str, Any]) -> bool:
+def is_widget(kind: Any, options: Mapping[str, Any]) -> bool:
     return (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")
 
 

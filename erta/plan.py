@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from .profile import Profile
 from .response import MAX_EVALUATIONS
 from .schedules import Schedule, histories
 
@@ -63,10 +62,14 @@ class Wish:
         fits = all(0 <= step < self.preset_steps for step in self.preset) and len(self.preset) <= 1000
         _require(fits, "preset", self.preset, "steps below preset_steps")
 
-    def chosen_predictor(self, profile: Profile | None) -> str:
+    def candidates(self, measured: bool, stochastic: bool) -> tuple[str, ...]:
+        """Predictors to choose from. Fresh noise bends the trajectory at random, and a line drawn through it amplifies
+        that; where a profile can tell, holding and the line compete by their predicted error."""
         if self.predictor != "auto":
-            return self.predictor
-        return "affine" if self.mode == "paper" and profile is not None else "linear" if self.planned else "hold"
+            return (self.predictor,)
+        if not self.planned:
+            return ("affine",) if measured else ("hold",)
+        return ("linear", "hold") if measured else ("hold",) if stochastic else ("linear",)
 
     @property
     def computes_all(self) -> bool:
@@ -88,9 +91,9 @@ class Plan:
     """One run of M evaluations, decided. All numbers are rounded to 9 digits when made, so JSON carries them exactly.
 
     sigmas: (M,) where each evaluation is expected. compute: (M,), True = computed. coefficients: (M,) of tuples;
-    weights of the newest computed features, newest first; at a computed evaluation those of the prediction that the correction
-    compares with, () where there is none. offsets: (M,) added constants. corrections: (M,) u, 0 for none. restarts:
-    evaluations from which on older features are not used. schedule: the adjusted sigmas to sample on with the trailing
+    weights of the newest computed features, newest first; at a computed evaluation those of the prediction that the
+    correction compares with, () where there is none. offsets: (M,) added constants. corrections: (M,) u, 0 for none.
+    restarts: evaluations from which on older features are not used. schedule: the adjusted sigmas to sample on with the trailing
     one, () for the nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's relative
     error, () where nothing was measured. profile and model: digests of the profile and the model it was made
     for, or "". notes: what to tell.
@@ -156,7 +159,6 @@ def plan_from_json(text: str) -> Plan:
     _field(isinstance(compute, str) and set(compute) <= {"0", "1"}, "compute", "must be a text of 0 and 1")
     count = len(compute)
     _field(1 <= count <= MAX_EVALUATIONS and compute[0] == "1", "compute", "must begin with 1, 1 to 1000 long")
-    profile = content["profile"]
     for name in ("profile", "model"):
         digest = isinstance(content[name], str) and re.fullmatch(r"(?:[0-9a-f]{64})?", content[name]) is not None
         _field(digest, name, "must be a digest or empty")
@@ -203,7 +205,7 @@ def _wish(value: Any) -> Wish:
     _field(isinstance(value, dict), "wish", "must be an object")
     kinds = {f.name: type(f.default) for f in fields(Wish)}
     _field(set(value) == set(kinds), "wish", "has other fields than this version knows")
-    taken = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+    taken: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
     for name, kind in kinds.items():
         number = kind is float and isinstance(taken[name], int) and not isinstance(taken[name], bool)
         _field(type(taken[name]) is kind or number, f"wish.{name}", f"must be {kind.__name__}")

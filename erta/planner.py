@@ -5,6 +5,7 @@ Everything here is arithmetic on small tables: milliseconds, deterministic, no m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from .plan import Plan, Wish, full_plan, rounded
 from .predictors import Gap, GapModel, make_predictor, mean_squares, profile_grams
-from .profile import Profile
+from .profile import SIGMA_TOLERANCE, Profile
 from .response import Response
 from .schedules import (
     Schedule,
@@ -58,45 +59,64 @@ def make_plan(
         few = f"{response.evaluations} evaluations are too few to reuse any (at least {MIN_EVALUATIONS}): all computed"
         return full_plan(nominal, wish, few)
     notes: list[str] = []
-    compute = _choose(response, profile, wish, restarts, notes)
+    predictor, compute = _choose(response, profile, wish, restarts, notes)
     moved = _adjust(schedule, response, profile, wish, compute, notes)
     if len(moved):
-        response = respond(moved)
-    return _assemble(response, profile, wish, compute, restarts, moved, notes)
+        elsewhere = respond(moved)
+        if restarts_at(elsewhere.sigmas, edges) == restarts:
+            response = elsewhere
+        else:
+            moved = np.empty(0)
+            notes.append("adjusted sigmas would cross the edge of a conditioning elsewhere: nominal sigmas kept")
+    gaps = _gap_model(response, profile, wish, restarts, predictor)
+    return _assemble(gaps, profile, wish, compute, moved, notes)
 
 
 def restarts_at(sigmas: np.ndarray, edges: Sequence[float]) -> frozenset[int]:
     """Evaluation 0 and the first one behind each edge, whichever side an evaluation exactly on the edge belongs to."""
     found = {0}
     for edge in edges:
-        sides = np.sign(sigmas - edge)
+        # Edges come in float64, sigmas and ComfyUI's comparison in float32.
+        sides = np.where(np.isclose(sigmas, edge, rtol=SIGMA_TOLERANCE, atol=0.0), 0.0, np.sign(sigmas - edge))
         found.update(int(i) for i in np.flatnonzero(np.diff(sides)) + 1)
     return frozenset(found)
 
 
 def _choose(
     response: Response, profile: Profile | None, wish: Wish, restarts: frozenset[int], notes: list[str]
-) -> Schedule:
+) -> tuple[str, Schedule]:
+    """The predictor's name and the evaluations to compute."""
     count = response.evaluations
+    names = wish.candidates(profile is not None, response.stochastic)
     required = _required(response.sigmas, profile, wish, restarts)
     computed = _budget(count, wish, required, notes)
     if wish.preset:
         if wish.preset_steps != count:
             notes.append(f"preset published for {wish.preset_steps} steps, stretched to {count} evaluations")
-        return preset(wish.preset, wish.preset_steps, count, required)
+        return names[0], preset(wish.preset, wish.preset_steps, count, required)
     if profile is None:
         if not wish.planned:
             notes.append("paper mode without a profile: evenly spread, held")
-        return even(count, computed, required)
+        return names[0], even(count, computed, required)
     fitting = profile.resampled(response.sigmas)
+    if fitting is not profile:
+        notes.append(f"the profile's {profile.evaluations} evaluations are resampled over sigma to this run's {count}")
     if not wish.planned:
         relative = relative_l1(*(np.stack([getattr(t, name) for t in fitting.tables]) for name in ("l1", "norm1")))
         if wish.threshold:
-            return greedy(relative, wish.threshold, required)
+            return names[0], greedy(relative, wish.threshold, required)
         found, threshold = greedy_for_budget(relative, computed, required)
         notes.append(f"threshold {threshold:.3g} found from the speed")
-        return found
-    return _search(_gap_model(response, fitting, wish, restarts), computed, wish, required)
+        return names[0], found
+    found_by_name = []
+    for name in names:
+        gaps = _gap_model(response, fitting, wish, restarts, name)
+        found_by_name.append((*_search(gaps, computed, wish, required), name))
+    _, compute, name = min(found_by_name, key=lambda found: found[0])
+    longest = int(np.diff([*np.flatnonzero(compute), count]).max())
+    if 0 < wish.max_gap < longest:
+        notes.append(f"with {computed} computed the longest gap cannot be {wish.max_gap}: it is {longest}")
+    return name, compute
 
 
 def _required(sigmas: np.ndarray, profile: Profile | None, wish: Wish, restarts: frozenset[int]) -> frozenset[int]:
@@ -121,8 +141,10 @@ def _budget(count: int, wish: Wish, required: frozenset[int], notes: list[str]) 
     return min(max(wanted, least), count)
 
 
-def _gap_model(response: Response, fitting: Profile | None, wish: Wish, restarts: frozenset[int]) -> GapModel:
-    name = wish.chosen_predictor(fitting)
+def _gap_model(
+    response: Response, profile: Profile | None, wish: Wish, restarts: frozenset[int], name: str
+) -> GapModel:
+    fitting = None if profile is None else profile.resampled(response.sigmas)
     grams = None if fitting is None else profile_grams(fitting)
     predictor = make_predictor(name, response.sigmas, fitting)
     # At blocks level what would have been predicted at a computed evaluation is not known to the sampler.
@@ -130,12 +152,14 @@ def _gap_model(response: Response, fitting: Profile | None, wish: Wish, restarts
     return GapModel(response, predictor, corrector, grams, restarts)
 
 
-def _search(gaps: GapModel, computed: int, wish: Wish, required: frozenset[int]) -> Schedule:
+def _search(gaps: GapModel, computed: int, wish: Wish, required: frozenset[int]) -> tuple[float, Schedule]:
+    """The least summed cost of all gaps, and the schedule that has it."""
     count = gaps.response.evaluations
     weight = growth(gaps.response.sigmas)
     grams = gaps.grams
     assert grams is not None
 
+    @functools.cache  # the search asks for each gap once per number of computed evaluations before it
     def cost(history: tuple[int, ...], t: int) -> float:
         squares = mean_squares(gaps.work_out(history, t).weights, grams)
         # Growth counts twice: early errors also bend what later steps answer (measured: better worst case).
@@ -144,7 +168,8 @@ def _search(gaps: GapModel, computed: int, wish: Wish, required: frozenset[int])
     limit = wish.max_gap or longest_gap(count, computed)
     while True:
         try:
-            return budget(count, computed, cost, limit, required, gaps.restarts)
+            found = budget(count, computed, cost, limit, required, gaps.restarts)
+            return sum(cost(history[:2], t) for history, t, _ in worked_gaps(gaps, found)), found
         except ValueError:
             if limit >= count:
                 raise
@@ -174,17 +199,9 @@ def _adjust(
 
 
 def _assemble(
-    response: Response,
-    profile: Profile | None,
-    wish: Wish,
-    compute: Schedule,
-    restarts: frozenset[int],
-    moved: np.ndarray,
-    notes: list[str],
+    gaps: GapModel, profile: Profile | None, wish: Wish, compute: Schedule, moved: np.ndarray, notes: list[str]
 ) -> Plan:
-    fitting = None if profile is None else profile.resampled(response.sigmas)
-    gaps = _gap_model(response, fitting, wish, restarts)
-    count = response.evaluations
+    response, count = gaps.response, gaps.response.evaluations
     coefficients: list[tuple[float, ...]] = [()] * count
     offsets, corrections = [0.0] * count, [0.0] * count
     worked = list(worked_gaps(gaps, compute))
@@ -201,9 +218,9 @@ def _assemble(
         coefficients=tuple(rounded(c) for c in coefficients),
         offsets=rounded(offsets),
         corrections=rounded(corrections),
-        restarts=tuple(sorted(restarts)),
+        restarts=tuple(sorted(gaps.restarts)),
         schedule=rounded(moved),
-        predicted_error=() if fitting is None else _expected_error(gaps, worked, fitting),
+        predicted_error=() if profile is None else _expected_error(gaps, worked, profile),
         profile="" if profile is None else profile.digest(),
         notes=tuple(notes),
     )

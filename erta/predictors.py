@@ -89,7 +89,8 @@ class Affine:
 
     def _pooled(self, without: int | None) -> np.ndarray:
         total = self.grams.sum(axis=0)
-        return total if without is None else total - self.grams[without]
+        pooled: np.ndarray = total if without is None else total - self.grams[without]
+        return pooled
 
 
 def _affine_fit(gram: np.ndarray, s: int, i: int, one: int) -> tuple[float, float]:
@@ -147,7 +148,7 @@ class Fitted:
 def _ridge(gram: np.ndarray, nodes: list[int], i: int, base: np.ndarray, ridge: float) -> np.ndarray:
     """argmin_c |F_i - sum c_k F_k|^2 + ridge trace |c - base|^2."""
     normal = gram[np.ix_(nodes, nodes)]
-    damping = ridge * np.trace(normal) * np.eye(len(nodes))
+    damping = (ridge * np.trace(normal) + 1e-300) * np.eye(len(nodes))  # base where all features are zero
     return np.linalg.solve(normal + damping, gram[nodes, i] + damping @ base)
 
 
@@ -271,4 +272,6 @@ def mean_squares(weights: np.ndarray, grams: np.ndarray) -> np.ndarray:
     """(T,) mean squared error per element that a weight vector stands for in each recorded run."""
     where = np.flatnonzero(weights)
     part = weights[where]
-    return np.maximum(np.einsum("i,rij,j->r", part, grams[:, where[:, None], where], part), 0.0)
+    squares: np.ndarray = np.einsum("i,rij,j->r", part, grams[:, where[:, None], where], part)
+    clipped: np.ndarray = np.maximum(squares, 0.0)
+    return clipped

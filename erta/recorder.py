@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .profile import Table
+from .profile import ProfileError, Table
 
 # Features larger than this are represented by every n-th element. Distances between features are means over millions
 # of elements; a fixed subset of this size tells them to about 0.1 %.
@@ -57,17 +57,20 @@ class Recorder:
             raise IncompleteRecording(f"stream {stream} changed its shape during the run")
         stacked = torch.stack([features[i] for i in range(len(self.sigmas))])
         gram, l1 = pairwise(stacked)
-        return Table(
-            run=run,
-            stream=stream,
-            elements=stacked.shape[1],
-            latent_rms=latent_rms,
-            sigmas=self.sigmas,
-            gram=gram,
-            l1=l1,
-            norm1=_row_means(stacked.abs()),
-            mean=_row_means(stacked),
-        )
+        try:
+            return Table(
+                run=run,
+                stream=stream,
+                elements=stacked.shape[1],
+                latent_rms=latent_rms,
+                sigmas=self.sigmas,
+                gram=gram,
+                l1=l1,
+                norm1=_row_means(stacked.abs()),
+                mean=_row_means(stacked),
+            )
+        except ProfileError as error:  # a run of one step, or one that gave NaN
+            raise IncompleteRecording(f"stream {stream}: {error}") from None
 
 
 def pairwise(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +82,7 @@ def pairwise(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
     count, elements = features.shape
     gram = torch.zeros(count, count, dtype=torch.float64)
     l1 = torch.zeros(count, count, dtype=torch.float64)
-    for part in features.split(_CHUNK, dim=1):
+    for part in torch.split(features, _CHUNK, dim=1):
         wide = part.to(torch.float64)
         gram += wide @ wide.T
         for i in range(count - 1):

@@ -53,7 +53,8 @@ class Replay:
         if not coefficients or tuple(index for index, _ in past) != self._history[i][: len(coefficients)]:
             return None
         (_, newest), *older = past
-        predicted = newest.to(torch.float32) * coefficients[0]
+        # In float32, or float64 where the features are.
+        predicted = newest.to(torch.promote_types(newest.dtype, torch.float32)) * coefficients[0]
         for coefficient, (_, feature) in zip(coefficients[1:], older, strict=True):
             predicted = predicted.add_(feature, alpha=coefficient)
         return predicted.add_(self.plan.offsets[i]) if self.plan.offsets[i] else predicted

@@ -35,10 +35,12 @@ class Response:
     sigmas: (M,) float64, sigma at each evaluation in the order of the calls.
     influence: (M, M + 1) float64; ``[i, e]`` is dx at evaluation e per unit of output i, the last column that of the
     final latent. For Euler ``influence[i, e] = sigma[i + 1] - sigma[i]`` for every e > i.
+    stochastic: the sampler adds fresh noise of its own on the way.
     """
 
     sigmas: np.ndarray
     influence: np.ndarray
+    stochastic: bool = False
 
     @property
     def evaluations(self) -> int:
@@ -71,7 +73,8 @@ class _Scripted:
             raise UnknownResponse(f"it evaluates the model at sigma {first:g}, where the derivative does not exist")
         index = len(self.sigmas)
         self.sigmas.append(first)
-        self.positions.append(x.detach().reshape(x.shape[0]).to(torch.float64))
+        # A copy: some samplers step in place.
+        self.positions.append(x.detach().reshape(x.shape[0]).to(torch.float64, copy=True))
         d = self.outputs(index, x).to(x).reshape(x.shape)
         return x - d * sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))
 

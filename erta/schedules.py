@@ -52,7 +52,8 @@ def relative_l1(l1: np.ndarray, norm1: np.ndarray) -> np.ndarray:
 
     l1: (T, M, M) and norm1: (T, M) of the profile's tables.
     """
-    return (l1 / np.maximum(norm1, 1e-12)[:, None, :]).mean(axis=0)
+    relative: np.ndarray = (l1 / np.maximum(norm1, 1e-12)[:, None, :]).mean(axis=0)
+    return relative
 
 
 def greedy(relative: np.ndarray, threshold: float, required: Collection[int] = ()) -> Schedule:

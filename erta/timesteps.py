@@ -32,7 +32,7 @@ def adjusted(sigmas: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """(N + 1,) the schedule in which step i is ``factors[i]`` times its share of what remains.
 
     The paper's dt_c has no unit: on the nominal schedule it is 1 and multiplies the nominal step. On shifted sigmas
-    what remains is ``dt_c = (sigma_i - sigma_N) / (sum of the remaining nominal steps)``. Both ends stay where they are.
+    what remains is ``dt_c = (sigma_i - sigma_N) / (sum of the remaining nominal steps)``. Both ends stay.
     sigmas: (N + 1,) falling; factors: (N,) in (0, 1].
     """
     nominal = np.asarray(sigmas, dtype=np.float64)

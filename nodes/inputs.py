@@ -46,7 +46,7 @@ def ksampler_inputs() -> list[Any]:
         io.Conditioning.Input("negative", tooltip="What it should not show."),
         io.Latent.Input("latent_image", tooltip="The latent to denoise, usually an empty one."),
         io.Float.Input(
-            "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="1 starts from pure noise, less keeps the latent."
+            "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="1: from pure noise. Less keeps the latent."
         ),
     ]
 
@@ -85,7 +85,7 @@ def _advanced_inputs() -> list[Any]:
             options=[RECORD, BUILT_IN],
             default=RECORD,
             optional=True,
-            tooltip="No profile fits: render this once in full and keep one, or be fast at once without a prediction.",
+            tooltip="No profile fits: render once in full and keep one, or be fast at once without a prediction.",
         ),
         io.Combo.Input(
             "level",
@@ -151,7 +151,7 @@ def _advanced_inputs() -> list[Any]:
             multiline=True,
             optional=True,
             socketless=True,
-            tooltip="The plan of the last run, so that a shared workflow renders the same. Filled by itself; may be cleared.",
+            tooltip="The last run's plan, so that a shared workflow renders the same. Fills itself; may be cleared.",
         ),
     ]
 

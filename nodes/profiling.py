@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import nodes as comfy_nodes
 from comfy_api.latest import io
+
+import nodes as comfy_nodes
 
 from ..comfy_erta.report import Report
 from ..comfy_erta.session import attach
 from ..comfy_erta.store import check_name, default_store
 from ..comfy_erta.tasks import Recording
 from ..erta.profile import Measured, Profile, Table
-from .inputs import AUTO, CATEGORY, ProfileType, advanced, ksampler_inputs
+from .inputs import CATEGORY, ProfileType, advanced, ksampler_inputs
 from .view import profile_ui
 
 
@@ -24,7 +24,7 @@ class ERTAProfile(io.ComfyNode):
             node_id="ERTAProfile",
             display_name="ERTA Profile",
             category=CATEGORY,
-            description="Renders in full while measuring the model, and keeps a profile that ERTA Cached Sampler plans by.",
+            description="Renders in full while it measures the model, and keeps a profile to plan by.",
             inputs=[
                 *ksampler_inputs(),
                 io.Int.Input(
@@ -35,7 +35,9 @@ class ERTAProfile(io.ComfyNode):
                     tooltip="Full renders to measure, each with the next seed. More find rare prompts; 4 serve well.",
                 ),
                 io.String.Input(
-                    "name", default="my-profile", tooltip="Name to keep it under: letters, digits, dot, dash, underscore."
+                    "name",
+                    default="my-profile",
+                    tooltip="Name to keep it under: letters, digits, dot, dash, underscore.",
                 ),
                 advanced(
                     io.Combo.Input(

@@ -62,7 +62,7 @@ class ERTACache(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to sample with, after LoRAs and shift."),
                 *cache_inputs(),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For KSampler, SamplerCustom, guiders and the like.")],
+            outputs=[io.Model.Output(display_name="patched model", tooltip="For any sampler or guider node.")],
             hidden=[io.Hidden.unique_id],
             not_idempotent=True,
         )
@@ -99,7 +99,7 @@ class ERTATimestepAdjuster(io.ComfyNode):
         if not isinstance(task, Caching):
             raise ValueError("Timestep Adjuster: the model has no ERTA Cache. Connect the output of ERTA Cache.")
         if task.profile is None:
-            raise ValueError("Timestep Adjuster: the ERTA Cache has no profile. Connect ERTA Profile or Load ERTA Profile.")
+            raise ValueError("Timestep Adjuster: the ERTA Cache has no profile. Connect one to its profile input.")
         moved = adjusted_schedule(sigmas.cpu().double().numpy(), task.profile, task.wish)
         return io.NodeOutput(torch.from_numpy(np.asarray(moved)).to(sigmas))
 

@@ -25,7 +25,7 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
     curve = [{"speed": speed, **_expected(profile, speed)} for speed in _SPEEDS]
     measured = profile.measured
     lines = [
-        f"profile {name}: {measured.model_class}, {profile.runs} run{'s'[:profile.runs > 1]} of {measured.steps} steps",
+        f"profile {name}: {measured.model_class}, {profile.runs} run{'s'[: profile.runs > 1]} of {measured.steps} steps",
         f"{measured.sampler} {measured.scheduler}, guidance {measured.guidance}, {measured.level} level",
         *(f"{c['speed']:g}x: predicted error {c['median']:.2%}, worst {c['worst']:.2%}" for c in curve if c["median"]),
         *(note for report in reports for note in report.notes),

@@ -11,8 +11,14 @@ from .words import BACKGROUNDS, COLOURS, GROUPS, MOTIONS, SHAPES, Ids
 
 FRAMES = 5
 SIZE = 48
-HUES = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0), "magenta": (1, 0, 1),
-        "cyan": (0, 1, 1)}
+HUES = {
+    "red": (1, 0, 0),
+    "green": (0, 1, 0),
+    "blue": (0, 0, 1),
+    "yellow": (1, 1, 0),
+    "magenta": (1, 0, 1),
+    "cyan": (0, 1, 1),
+}
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 
 
@@ -61,7 +67,7 @@ def _masks(ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     direction = torch.tensor([STEPS[name] for name in MOTIONS], dtype=torch.float32)[ids[:, 2]]
     phase = torch.linspace(-0.5, 0.5, FRAMES)[None, :, None, None]
     pixels = torch.arange(SIZE) + 0.5
-    along = (travel[..., None] * phase)
+    along = travel[..., None] * phase
     x = pixels[None, None, None, :] - centre[0][..., None] - along * direction[:, 0, None, None, None]
     y = pixels[None, None, :, None] - centre[1][..., None] - along * direction[:, 1, None, None, None]
     x, y = torch.broadcast_tensors(x, y)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -38,7 +38,7 @@ def describe(ids: Ids) -> str:
     return f"a {colour} {shape} {moving} on {article}{background}{suffix}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def word_vector(word: str) -> torch.Tensor:
     """The fixed random (4096,) vector of a word: depends on its spelling only."""
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") >> 1

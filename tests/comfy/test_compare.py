@@ -29,7 +29,7 @@ def worsened(clip: torch.Tensor, errors: list[float]) -> torch.Tensor:
     return clip + torch.tensor(errors)[:, None, None, None]
 
 
-ERRORS = [0.01, 0.02, 0.001, 0.1, 0.005]  # 40, 33.98, 60, 20, 46.02 dB
+ERRORS = [0.01, 0.02, 0.001, 0.1, 0.0001]  # 40, 33.98, 60, 20, 80 dB: their mean is not their median
 
 
 def test_the_schema_is_what_comfyui_and_the_workflows_rely_on(node: Any):
@@ -74,9 +74,9 @@ def test_psnr_median_and_worst_frame_are_those_of_the_errors_put_in(node: Any):
     assert payload["psnr_median"] == pytest.approx(40.0, abs=1e-3)
     assert (payload["psnr_worst_frame"], payload["ssim_worst_frame"]) == (4, 4)
     assert payload["psnr_worst"] == pytest.approx(20.0, abs=1e-3)
-    assert payload["frame_psnr"] == pytest.approx([40.0, 33.979, 60.0, 20.0, 46.021], abs=1e-2)
+    assert payload["frame_psnr"] == pytest.approx([40.0, 33.979, 60.0, 20.0, 80.0], abs=1e-2)
     assert not payload["identical"] and payload["frames"] == 5
-    assert "PSNR 26.77 dB (median frame 40.00 dB, worst 20.00 dB: frame 4)" in text
+    assert "PSNR 26.78 dB (median frame 40.00 dB, worst 20.00 dB: frame 4)" in text
     assert figure.ndim == 4 and figure.shape[0] == 1 and figure.shape[-1] == 3
     assert 0.0 <= figure.min() and figure.max() <= 1.0
 
@@ -139,9 +139,30 @@ def test_the_figure_shows_the_worst_frame_the_difference_and_its_factor(node: An
         assert pixel.tolist() == pytest.approx([expected] * 3, abs=0.01)
 
 
+def test_the_plot_marks_the_worst_frame_and_only_that(node: Any):
+    clip = images()
+    figure = node.execute(clip, worsened(clip, ERRORS)).result[2][0]
+    mark = torch.tensor([0xFF, 0x6B, 0x5E]) / 255.0
+    rows, columns = torch.nonzero((figure - mark).abs().amax(-1) < 0.01, as_tuple=True)
+    assert len(rows) and rows.min() > figure.shape[0] / 2
+    # The fourth of five points from one edge to the other, its number below it.
+    assert columns.float().mean() / figure.shape[1] == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_latent_is_shown_by_its_first_three_channels_in_the_references_range(node: Any):
+    latent = torch.zeros((1, 4, 40, 192))
+    latent[:, :, 0, 0], latent[:, :, 0, 1] = -2.0, 6.0
+    latent[0, :, 20] = torch.tensor([0.0, 2.0, 4.0, -1.0])[:, None]
+    figure = node.execute({"samples": latent}, {"samples": latent}).result[2][0]
+    assert figure[90, 100].tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.01)
+
+
 def test_small_frames_are_enlarged_to_readable_panels(node: Any):
-    small = node.execute(images(2, 8, 13), images(2, 8, 13)).result[2]
+    clip = torch.ones(1, 8, 13, 3)
+    small = node.execute(clip, clip).result[2]
     assert small.shape[2] >= 3 * 192
+    # White are reference and candidate only, each 13 x 15 by 8 x 15; the text is not as bright.
+    assert int((small > 0.99).all(-1).sum()) == 2 * 195 * 120
     large = node.execute(images(1, 90, 2000), images(1, 90, 2000)).result[2]
     assert large.shape[2] < 3 * 600
 

@@ -325,7 +325,7 @@ def test_another_model_is_refused(identity: ModuleType, here: Measured, field: s
 def test_other_sigmas_are_remarked(identity: ModuleType, here: Measured, field: str, value: object, shown: str) -> None:
     refusals, (remark,) = identity.differences(here, replace(here, **{field: value}))
     assert refusals == []
-    assert remark == f"{field}: measured with {shown}, now {getattr(here, field)}; the profile is resampled over sigma"
+    assert remark == f"{field}: the profile was measured with {shown}, now {getattr(here, field)}"
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,13 @@ def test_half_precision_is_computed_in_float64():
 
 
 def test_a_frame_smaller_than_the_window_is_seen_whole_by_the_largest_odd_one():
-    """By hand for 3x4: three taps, so that two windows lie inside."""
-    x, y = pair(1, 1, 3, 4)
+    """By hand for 4x4: three taps, so that four windows lie inside."""
+    x, y = pair(1, 1, 4, 4)
     taps = torch.tensor([math.exp(-1 / 4.5), 1.0, math.exp(-1 / 4.5)], dtype=torch.float64)
     window = torch.outer(taps, taps) / taps.sum() ** 2
     scores = []
-    for left in (0, 1):
-        a, b = x[0, 0, :, left : left + 3], y[0, 0, :, left : left + 3]
+    for top, left in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        a, b = (frame[0, 0, top : top + 3, left : left + 3] for frame in (x, y))
         mean_a, mean_b = (window * a).sum(), (window * b).sum()
         var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
         covariance = (window * (a - mean_a) * (b - mean_b)).sum()

@@ -1,0 +1,146 @@
+"""The ways to render that the demo compares, and one render with any of them through the server."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from .client import Event
+from .server import ComfyServer
+from .tiny_wan import codec
+from .workflows import set_input, ui_to_api
+
+GRAPHS = Path(__file__).resolve().parent / "graphs"
+SAMPLERS = ("KSampler", "ERTACachedSampler", "ERTAProfile")
+EASYCACHE_COUNT = re.compile(r"EasyCache - skipped (\d+)/(\d+) steps")
+EASYCACHE_STEP = re.compile(r"EasyCache \[verbose\] - (skipping step|x_prev_subsampled)")
+
+Changes = Mapping[str, Any]  # inputs by name, of the file's sampler unless "node.input" names another
+
+
+@dataclass(frozen=True)
+class Method:
+    """`graph`: the workflow file. `changes`: what is set otherwise than in the file."""
+
+    key: str
+    label: str
+    graph: str
+    changes: Changes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Render:
+    """One clip. `seconds` is the sampler node's time alone; `compute` has a 1 per computed evaluation, "" if unknown.
+
+    `latent` is in the model's own units, `frames` are (T, H, W, 3) from 0 to 1, `ui` is what the sampler node showed.
+    """
+
+    evaluations: int
+    steps: int
+    seconds: float
+    compute: str
+    latent: torch.Tensor
+    frames: torch.Tensor
+    ui: Mapping[str, Any]
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """Of ERTA nodes; empty for others."""
+        return dict(self.ui.get("erta", [{}])[0])
+
+
+class Studio:
+    """Renders with one server."""
+
+    def __init__(self, server: ComfyServer):
+        self.server = server
+        self._object_info = server.client.object_info()
+
+    def render(self, method: Method, changes: Changes) -> Render:
+        """The changes are made on top of the method's own."""
+        workflow = json.loads((GRAPHS / f"{method.graph}.json").read_text(encoding="utf-8"))
+        api = ui_to_api(workflow, self._object_info)
+        sampler = next(node for node in api if api[node]["class_type"] in SAMPLERS)
+        for name, value in {**method.changes, **changes}.items():
+            node, _, field_name = name.rpartition(".")
+            set_input(api, node or api[sampler]["class_type"], field_name, value)
+        log_before = len(self.server.log_text())
+        outputs = self.server.client.run(api)["outputs"]
+        log = self.server.log_text()[log_before:]
+        latent = self._latent(outputs)
+        steps = api[sampler]["inputs"]["steps"]
+        ui = outputs.get(sampler, {})
+        evaluations, compute = _count(method, steps, ui, log)
+        seconds = sampler_seconds(self.server.client.events, sampler)
+        return Render(evaluations, steps, seconds, compute, latent, codec.decode(latent)[0], ui)
+
+    def settings(self, graph: str) -> dict[str, Any]:
+        """The sampler's settings in a file."""
+        workflow = json.loads((GRAPHS / f"{graph}.json").read_text(encoding="utf-8"))
+        api = ui_to_api(workflow, self._object_info)
+        inputs = next(node["inputs"] for node in api.values() if node["class_type"] in SAMPLERS)
+        return {name: inputs[name] for name in ("steps", "cfg", "sampler_name", "scheduler")}
+
+    def _latent(self, outputs: Mapping[str, Any]) -> torch.Tensor:
+        """What Save Latent wrote, without loss, in the model's own units."""
+        (entry,) = next(shown["latents"] for shown in outputs.values() if "latents" in shown)
+        saved = safetensors.torch.load(self.server.client.view(**entry))["latent_tensor"]
+        inner: torch.Tensor = self._latent_format.process_in(saved.float())
+        return inner
+
+    @cached_property
+    def _latent_format(self) -> Any:
+        """ComfyUI's own, from its file: importing the whole of ComfyUI here would take seconds."""
+        return _load(self.server.comfy / "comfy" / "latent_formats.py").Wan21()
+
+
+def sampler_seconds(events: list[Event], node: str) -> float:
+    """From the server's event that this node is at work to the next that it is done or another one is at work."""
+    times = [(event.type, event.data.get("node"), event.seconds) for event in events if isinstance(event.data, dict)]
+    started = next(seconds for kind, at, seconds in times if kind == "executing" and at == node)
+    for kind, at, seconds in times:
+        over = (kind == "executing" and at != node) or (kind == "executed" and at == node)
+        if seconds > started and (over or kind == "execution_success"):
+            return seconds - started
+    raise LookupError(f"the server did not say when node {node} was done")
+
+
+def _count(method: Method, steps: int, ui: Mapping[str, Any], log: str) -> tuple[int, str]:
+    """Computed evaluations, and which ones. EasyCache only says it in the log; the others have one per step (euler)."""
+    if "erta" in ui and "computed" in ui["erta"][0]:
+        report = ui["erta"][0]
+        return report["computed"], report["compute"] or "1" * report["computed"]
+    if method.graph == "easycache":
+        skipped, of = map(int, EASYCACHE_COUNT.findall(log)[-1])
+        return of - skipped, _easycache_pattern(log, of)
+    return steps, "1" * steps
+
+
+def _easycache_pattern(log: str, steps: int) -> str:
+    """Which evaluations EasyCache computed, "" unless it was verbose.
+
+    It is silent before its start and after its end, where all is computed. By default it starts at 15 % and ends at
+    95 %; a step is inside when its percent, (steps - i) / steps from the end for this scheduler, lies between them.
+    """
+    told = ["0" if kind == "skipping step" else "1" for kind in EASYCACHE_STEP.findall(log)]
+    before = -(-15 * steps // 100)  # rounded up
+    after = steps - before - len(told)
+    return "1" * before + "".join(told) + "1" * after if told and after >= 0 else ""
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

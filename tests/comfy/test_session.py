@@ -1,0 +1,381 @@
+"""The adapter in a real ComfyUI: levels, lifetime, counting, and what must never happen."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ertacache.erta.plan import Wish, plan_from_json
+from ertacache.erta.profile import Profile
+
+STEPS = 12
+
+
+@pytest.fixture
+def store(comfy_pack, tmp_path):
+    from ertacache.comfy_erta.store import Store
+
+    return Store(tmp_path / "profiles")
+
+
+@pytest.fixture(scope="session")
+def recorded(comfy_pack, wan, sample):
+    """recorded(level, **sampling) -> Profile of two runs of the tiny model."""
+    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.tasks import Recording
+
+    def record(level="output", model=None, **sampling):
+        kept, tables = [], []
+
+        def keep(measured, found):
+            kept.append(measured)
+            tables.extend(found)
+            return "kept"
+
+        for run in range(2):
+            task = Recording(level, run, keep, lambda report: None)
+            sample(attach(model or wan, task), seed=20 + run, **sampling)
+        return Profile(kept[0], tuple(tables))
+
+    return record
+
+
+def cached(wan, store, wish, profile=None, **more):
+    """(model, reports) with the cache on it."""
+    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.tasks import Caching
+
+    reports = []
+    return attach(wan, Caching(wish, store, reports.append, profile, **more)), reports
+
+
+class Counter:
+    """Counts the model's own forwards and keeps weak references to what it returned."""
+
+    def __init__(self, model):
+        from comfy.patcher_extension import WrappersMP
+
+        self.calls, self.outputs = 0, []
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "counter", self)
+
+    def __call__(self, executor, *args, **kwargs):
+        self.calls += 1
+        result = executor(*args, **kwargs)
+        self.outputs.append(weakref.ref(result))
+        return result
+
+
+def error(result, reference):
+    return float((result - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("level", ["output", "blocks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_speed_one_and_recording_are_bit_identical(comfy_pack, sample, store, recorded, level, dtype):
+    from ertacache.tests.comfy.conftest import make_wan
+
+    model = make_wan(dtype)
+    reference = sample(model)
+    untouched, _ = cached(model, store, Wish(speed=1.0, level=level))
+    assert torch.equal(sample(untouched), reference)
+    profile = recorded(level, model=model)
+    all_computed = Wish(speed=2.0, level=level, protect_start=STEPS)
+    kept, reports = cached(model, store, all_computed, profile)
+    assert torch.equal(sample(kept), reference)
+    assert reports[0].computed == STEPS
+    recording, _ = cached(model, store, Wish(speed=2.0, level=level))
+    assert torch.equal(sample(recording), reference)
+
+
+@pytest.mark.parametrize("level", ["output", "blocks"])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "dpmpp_2m_sde"])
+def test_reused_evaluations_do_not_reach_the_model(wan, sample, store, recorded, level, sampler):
+    reference = sample(sampler_name=sampler)
+    profile = recorded(level, sampler_name=sampler)
+    model, reports = cached(wan, store, Wish(speed=2.0, level=level), profile)
+    counter = Counter(model)
+    result = sample(model, sampler_name=sampler)
+    report = reports[0]
+    assert report.computed + report.reused == report.evaluations
+    assert report.computed == round(report.evaluations / 2)
+    assert report.complete, report.notes
+    if level == "output":
+        assert counter.calls == report.computed
+    # Fresh noise moves the stochastic one, so that less can be foreseen.
+    assert 0.0 < error(result, reference) < (1.0 if sampler == "dpmpp_2m_sde" else 0.25)
+
+
+def test_the_two_levels_agree_at_the_same_schedule(wan, sample, store, recorded):
+    reference = sample()
+    errors = {}
+    for level in ("output", "blocks"):
+        wish = Wish(speed=1.5, level=level, predictor="linear", corrector=False)
+        model, _ = cached(wan, store, wish, recorded(level))
+        errors[level] = error(sample(model), reference)
+    assert errors["blocks"] < 5.0 * errors["output"] + 1e-4
+
+
+def test_first_render_records_and_the_second_is_fast(wan, sample, store):
+    model, reports = cached(wan, store, Wish(speed=2.0))
+    reference = sample()
+    assert torch.equal(sample(model), reference)
+    assert len(store.names()) == 1
+    assert reports[0].computed == STEPS
+    sample(model, seed=6)
+    assert reports[1].computed == STEPS // 2
+    assert reports[1].predicted_error
+    assert len(store.names()) == 1
+
+
+def test_builtin_plan_is_fast_at_once_and_keeps_nothing(wan, sample, store):
+    model, reports = cached(wan, store, Wish(speed=2.0), without_profile="built-in plan")
+    result = sample(model)
+    assert reports[0].computed == STEPS // 2
+    assert not store.names()
+    assert not reports[0].predicted_error
+    assert 0.0 < error(result, sample()) < 0.25
+
+
+def test_a_carried_plan_renders_the_same_where_the_profile_is_missing(wan, sample, store, recorded, tmp_path):
+    from ertacache.comfy_erta.store import Store
+
+    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    first = sample(model)
+    assert plan_from_json(reports[0].plan).computed == STEPS // 2
+    elsewhere = Store(tmp_path / "empty")
+    again, told = cached(wan, elsewhere, Wish(speed=2.0), carried=reports[0].plan)
+    assert torch.equal(sample(again), first)
+    assert "plan carried by the workflow" in told[0].notes
+    other, told = cached(wan, elsewhere, Wish(speed=1.5), carried=reports[0].plan, without_profile="built-in plan")
+    sample(other)
+    assert told[0].computed == round(STEPS / 1.5), "a turned knob beats the carried plan"
+    shifted, told = cached(wan, elsewhere, Wish(speed=2.0), carried="{not json", without_profile="built-in plan")
+    sample(shifted)
+    assert any("is not used" in note for note in told[0].notes)
+
+
+def test_other_models_lora_refuses_a_connected_profile(wan, sample, store, recorded):
+    from ertacache.comfy_erta.tasks import ProfileMismatch
+
+    profile = recorded()
+    lora = wan.clone()
+    key = "diffusion_model.blocks.0.ffn.0.weight"
+    lora.add_patches({key: (torch.randn(128, 128),)}, 0.5)
+    model, _ = cached(lora, store, Wish(), profile)
+    with pytest.raises(ProfileMismatch, match="loras"):
+        sample(model)
+    store.save("base", profile)
+    unconnected, reports = cached(lora, store, Wish(), without_profile="built-in plan")
+    sample(unconnected)
+    assert not reports[0].predicted_error, "with none connected it does not count as fitting"
+
+
+@pytest.mark.parametrize("changed", [{"steps": 20}, {"cfg": 4.0}, {"scheduler": "normal"}, {"sampler_name": "dpmpp_2m"}])
+def test_other_settings_are_used_and_said(wan, sample, store, recorded, changed):
+    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    sample(model, **changed)
+    assert reports[0].reused > 0
+    assert reports[0].notes, "a line says what differs"
+
+
+def test_other_latent_shape_is_used_and_said(wan, sample, store, recorded):
+    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    sample(model, latent={"samples": torch.zeros(2, 16, 3, 4, 6)})
+    assert reports[0].reused > 0
+    assert any("latent" in note for note in reports[0].notes)
+
+
+def test_unforeseeable_samplers_are_computed_in_full_and_say_so(wan, sample, store):
+    for name in ("dpm_adaptive", "euler_cfg_pp"):
+        model, reports = cached(wan, store, Wish(speed=2.0))
+        assert torch.equal(sample(model, sampler_name=name), sample(sampler_name=name))
+        assert reports[0].reused == 0
+        assert any("everything computed" in note for note in reports[0].notes)
+
+
+def test_few_steps_pass_through(wan, sample, store, recorded):
+    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    for steps in (1, 2, 5):
+        assert torch.equal(sample(model, steps=steps), sample(steps=steps))
+        assert any("too few" in note for note in reports[-1].notes)
+
+
+def test_speed_beyond_reach_takes_the_nearest(wan, sample, store, recorded):
+    model, reports = cached(wan, store, Wish(speed=50.0), recorded())
+    sample(model)
+    assert reports[0].computed == 2
+    assert any("more than" in note for note in reports[0].notes)
+
+
+@pytest.mark.parametrize("level", ["output", "blocks"])
+@pytest.mark.parametrize("stop_at", [0, 1, 5, STEPS - 1])
+def test_cancel_leaves_no_profile_no_tensor_and_no_wrapper(wan, sample, store, level, stop_at):
+    import comfy.model_management as management
+    from comfy.patcher_extension import WrappersMP
+
+    before = {k: dict(v) if isinstance(v, dict) else v for k, v in vars(wan).items()}
+    model, reports = cached(wan, store, Wish(speed=2.0, level=level))
+    counter = Counter(model)
+    entered = []
+
+    def outer(executor, *args, **kwargs):
+        entered.append(1)
+        return executor(*args, **kwargs)
+
+    def cancel(executor, x, timestep, *args, **kwargs):
+        if cancel.calls == stop_at:
+            raise management.InterruptProcessingException()
+        cancel.calls += 1
+        return executor(x, timestep, *args, **kwargs)
+
+    cancel.calls = 0
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "outer", outer)
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "cancel", cancel)
+    with pytest.raises(management.InterruptProcessingException):
+        sample(model)
+    assert len(entered) == 1, "never sampled again after a cancel"
+    assert not store.names() and not reports
+    gc.collect()
+    assert not [ref for ref in counter.outputs if ref() is not None], "a tensor of the run is still alive"
+    model.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, "cancel")
+    assert torch.equal(sample(model), sample()), "the next run is as a fresh one"
+    assert set(vars(wan)) == set(before)
+
+
+def test_errors_of_the_model_arrive_untouched(wan, sample, store, recorded):
+    from comfy.patcher_extension import WrappersMP
+
+    failure = torch.cuda.OutOfMemoryError("made up")
+    model, _ = cached(wan, store, Wish(speed=2.0), recorded())
+
+    def fail(executor, *args, **kwargs):
+        raise failure
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "fail", fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+        sample(model)
+    assert caught.value is failure
+
+
+def test_the_second_node_in_a_row_replaces_the_first(wan, sample, store, recorded):
+    profile = recorded()
+    first, unheard = cached(wan, store, Wish(speed=3.0), profile)
+    second, reports = cached(first, store, Wish(speed=2.0), profile)
+    sample(second)
+    assert reports[0].computed == STEPS // 2
+    assert not unheard
+
+
+def test_running_twice_with_one_model_gives_one_picture(wan, sample, store, recorded):
+    """The run's state is not in the MODEL: a model that ComfyUI serves from its cache works the second time too."""
+    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    first = sample(model)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(sample(model), first)
+    torch.random.set_rng_state(state)
+    assert [r.computed for r in reports] == [STEPS // 2] * 2
+
+
+def test_first_evaluation_behind_a_range_edge_is_computed(wan, sample, conds, store, recorded):
+    import node_helpers
+
+    early = node_helpers.conditioning_set_values(conds[0], {"start_percent": 0.0, "end_percent": 0.5})
+    late = node_helpers.conditioning_set_values(conds[1], {"start_percent": 0.5, "end_percent": 1.0})
+    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    positive = [*early, *late]
+    result = sample(model, positive=positive)
+    edge = float(wan.get_model_object("model_sampling").percent_to_sigma(0.5))
+    plan = plan_from_json(reports[0].plan)
+    behind = next(i for i, sigma in enumerate(plan.sigmas) if sigma <= edge)
+    assert plan.compute[behind] and plan.corrections[behind] == 0.0
+    assert error(result, sample(positive=positive)) < 0.25
+
+
+def test_a_sampler_that_comes_elsewhere_than_foreseen_is_computed_from_there(wan, sample, store, recorded):
+    from ertacache.comfy_erta import session as module
+
+    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    task = module.attached_task(model)
+
+    class Shifted:
+        def begin(self, setting):
+            start = task.begin(setting)
+            wrong = (*start.sigmas[:4], *(0.9 * s for s in start.sigmas[4:]))
+            return replace(start, sigmas=wrong)
+
+        def finish(self, *args):
+            task.finish(*args)
+
+    result = sample(module.attach(wan, Shifted()))
+    assert not reports[0].complete
+    assert any("instead of" in note for note in reports[0].notes)
+    assert error(result, sample()) < 0.25
+
+
+def test_inpainting_and_partial_denoise_reuse(wan, sample, store, recorded):
+    latent = {"samples": torch.randn(1, 16, 2, 4, 4), "noise_mask": torch.zeros(1, 1, 4, 4)}
+    latent["noise_mask"][..., 2:] = 1.0
+    model, reports = cached(wan, store, Wish(speed=1.5), recorded())
+    given = {"latent": latent, "denoise": 0.6}
+    result, reference = sample(model, **given), sample(**given)
+    assert reports[0].reused > 0
+    assert error(result, reference) < 0.25
+    kept = (result - latent["samples"])[..., :2].abs().max()
+    assert kept < 1e-4, "what the mask protects stays"
+
+
+def test_paper_mode_adjusts_the_sigmas_and_ends_at_zero(wan, sample, store, recorded):
+    import comfy.samplers
+
+    wish = Wish(speed=2.0, mode="paper", level="blocks", timesteps=True)
+    model, reports = cached(wan, store, wish, recorded("blocks"))
+    result = sample(model)
+    plan = plan_from_json(reports[0].plan)
+    assert len(plan.schedule) == STEPS + 1 and plan.schedule[-1] == 0.0
+    sampling = wan.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)
+    assert plan.schedule[0] == pytest.approx(float(sigmas[0]))
+    assert all(moved >= float(there) - 1e-6 for moved, there in zip(plan.schedule, sigmas, strict=True))
+    assert plan.schedule[STEPS // 2] > float(sigmas[STEPS // 2]) + 1e-4, "reused steps are shorter"
+    assert plan.sigmas == plan.schedule[:-1]
+    assert reports[0].complete
+    assert error(result, sample()) < 0.5
+
+
+def test_no_host_synchronisation_on_a_reused_evaluation(wan, sample, store, recorded):
+    """Under a mode that refuses to read a scalar from a tensor; computed evaluations are outside of it."""
+    from comfy.patcher_extension import WrappersMP
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoReads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = str(func)
+            assert "_local_scalar_dense" not in name and "nonzero" not in name, name
+            return func(*args, **(kwargs or {}))
+
+    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    reused = []
+
+    def watch(executor, x, timestep, *args, **kwargs):
+        computes = Counter.__new__(Counter)
+        computes.calls = 0
+
+        if watch.plan[len(reused)] == "1":
+            reused.append(False)
+            return executor(x, timestep, *args, **kwargs)
+        with NoReads():
+            reused.append(True)
+            return executor(x, timestep, *args, **kwargs)
+
+    sample(model)
+    watch.plan = reports[0].compute
+    watched = model.clone()
+    # Registered first is outermost, so the per-run wrapper of the cache lies inside this one.
+    watched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "watch", watch)
+    sample(watched)
+    assert sum(reused) == reports[1].reused > 0

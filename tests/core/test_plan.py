@@ -1,0 +1,341 @@
+"""Plan and Wish: what they accept, and the JSON that travels in workflows from strangers."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import random
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ertacache.erta.plan import MAX_CHARACTERS, Plan, PlanError, Wish, full_plan, plan_from_json, plan_to_json, rounded
+from ertacache.erta.planner import euler_response, make_plan
+from ertacache.erta.profile import Measured, Profile
+from ertacache.erta.recorder import Recorder
+from ertacache.erta.replay import Replay
+
+MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
+
+
+def flow(steps: int, shift: float = 8.0) -> np.ndarray:
+    t = 1 - np.arange(steps + 1) / steps
+    return shift * t / (1 + (shift - 1) * t)
+
+
+SCHEDULE = flow(14)
+
+
+def small_profile() -> Profile:
+    rng = np.random.default_rng(0)
+    tables = []
+    for run in range(3):
+        a, b, c = rng.normal(size=(3, 30))
+        recorder = Recorder(SCHEDULE[:-1])
+        for i, sigma in enumerate(SCHEDULE[:-1]):
+            recorder.observe(i, "guided", torch.from_numpy(a + b * sigma + c * np.sin(4 * sigma)))
+        tables += recorder.tables(run, 1.0)
+    return Profile(MEASURED, tuple(tables))
+
+
+PROFILE = small_profile()
+
+
+def plan_for(wish: Wish, edges: tuple[float, ...] = (), profile: Profile | None = PROFILE) -> Plan:
+    return make_plan(SCHEDULE, euler_response, profile, wish, edges)
+
+
+# Equivalences
+
+
+@pytest.mark.parametrize("mode", ["planned", "paper"])
+@pytest.mark.parametrize("predictor", ["auto", "hold", "affine", "linear", "fitted"])
+@pytest.mark.parametrize("level", ["output", "blocks"])
+@pytest.mark.parametrize("timesteps", [False, True], ids=["nominal", "adjusted"])
+def test_json_gives_exactly_the_same_plan_back(mode: str, predictor: str, level: str, timesteps: bool) -> None:
+    wish = Wish(2.3, mode=mode, predictor=predictor, level=level, timesteps=timesteps)
+    for profile, edges in itertools.product((PROFILE, None), ((), (0.83,))):
+        plan = replace(plan_for(wish, edges, profile), model="ab" * 32)
+        text = plan_to_json(plan)
+        assert plan_from_json(text) == plan
+        assert plan_to_json(plan_from_json(text)) == text
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish(1.0),
+        Wish(2),
+        Wish(1.0, mode="paper", threshold=0.123456789012345),
+        Wish(1.0, preset=(0, 3, 7), preset_steps=8),
+        Wish(3.0, protect_start=3, protect_end=2, max_gap=5, corrector=False),
+    ],
+)
+def test_json_keeps_every_wish(wish: Wish) -> None:
+    plan = plan_for(wish)
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert plan_from_json(plan_to_json(plan)).wish == wish
+
+
+def test_json_of_50_evaluations_is_compact() -> None:
+    plan = make_plan(flow(50), euler_response, None, Wish(2.0))
+    assert len(plan_to_json(plan)) < 4096
+
+
+def test_plan_of_the_most_evaluations_fits_into_the_limit() -> None:
+    sigmas = np.linspace(1, 0.001, 1000)
+    plan = make_plan(np.append(sigmas, 0.0), euler_response, None, Wish(2.0))
+    text = plan_to_json(plan)
+    assert len(text) < MAX_CHARACTERS
+    assert plan_from_json(text) == plan
+
+
+def test_notes_do_not_travel_and_do_not_tell_plans_apart() -> None:
+    plan = full_plan(SCHEDULE[:-1], Wish(), "a reason")
+    assert plan.notes == ("a reason",)
+    assert plan_from_json(plan_to_json(plan)).notes == ()
+    assert plan_from_json(plan_to_json(plan)) == plan == replace(plan, notes=())
+    assert plan != replace(plan, compute=(True,) * 13 + (False,))
+
+
+def test_rounded_keeps_more_than_float32_and_survives_json() -> None:
+    values = np.random.default_rng(1).normal(size=1000) * 10.0 ** np.arange(-20, 20).repeat(25)
+    kept = np.array(rounded(values))
+    np.testing.assert_allclose(kept, values, rtol=5e-9)
+    assert json.loads(json.dumps(kept.tolist())) == kept.tolist()
+    assert rounded(kept) == tuple(kept)
+
+
+# Wish
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("speed", 0.9),
+        ("speed", 101.0),
+        ("speed", float("nan")),
+        ("mode", "fast"),
+        ("level", "attention"),
+        ("predictor", "cubic"),
+        ("threshold", -0.1),
+        ("threshold", float("inf")),
+        ("protect_start", -1),
+        ("protect_end", 1001),
+        ("max_gap", -1),
+        ("preset_steps", 1001),
+        ("preset", (0, 3)),
+    ],
+)
+def test_wish_refuses_and_names_the_field(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{field} is .*it must be"):
+        Wish(**{field: value})
+
+
+def test_wish_auto_chooses_from_what_mode_profile_and_sampler_allow() -> None:
+    assert Wish().candidates(measured=False, stochastic=False) == ("linear",)
+    assert Wish().candidates(measured=False, stochastic=True) == ("hold",)
+    assert set(Wish().candidates(measured=True, stochastic=True)) == {"linear", "hold"}
+    assert Wish(mode="paper").candidates(measured=True, stochastic=False) == ("affine",)
+    assert Wish(mode="paper").candidates(measured=False, stochastic=False) == ("hold",)
+    assert Wish(mode="paper", predictor="fitted").candidates(measured=False, stochastic=True) == ("fitted",)
+
+
+# Refusals, one by one
+
+PLAN = replace(plan_for(Wish(2.5, timesteps=True, predictor="fitted"), (0.83,)), model="ab" * 32)
+CONTENT: dict[str, Any] = json.loads(plan_to_json(PLAN))
+REUSED = PLAN.compute.index(False)
+CORRECTED = next(i for i, u in enumerate(PLAN.corrections) if u)
+
+
+def changed(**fields: Any) -> str:
+    return json.dumps({**copy.deepcopy(CONTENT), **fields})
+
+
+def with_item(name: str, index: int, value: Any) -> str:
+    items = copy.deepcopy(CONTENT[name])
+    items[index] = value
+    return changed(**{name: items})
+
+
+REFUSED = {
+    "no text": ("", "is not JSON"),
+    "half a plan": (plan_to_json(PLAN)[:-20], "is not JSON"),
+    "a list": ("[]", "must be a JSON object"),
+    "a number": ("17", "must be a JSON object"),
+    "nested deeply": ("[" * 100_000, "is not JSON"),
+    "nested deeply in a field": (plan_to_json(PLAN)[:-1] + ',"x":' + '{"a":' * 30_000, "is not JSON"),
+    "too long": (" " * (MAX_CHARACTERS + 1), "longer than"),
+    "another format": (changed(format="ertacache.profile"), "format"),
+    "a newer version": (changed(version=2), "version.*update"),
+    "a field twice": (plan_to_json(PLAN)[:-1] + ',"sigmas":[]}', "occur twice"),
+    "a field twice inside": (plan_to_json(PLAN).replace('{"speed":', '{"speed":2.0,"speed":', 1), "occur twice"),
+    "an unknown field": (changed(command="rm"), "fields.*command"),
+    "reuse at the start": (changed(compute="0" * 14), "compute"),
+    "compute as a list": (changed(compute=[1] * 14), "compute"),
+    "compute of other digits": (changed(compute="1" * 13 + "2"), "compute"),
+    "nothing": (changed(compute=""), "compute"),
+    "more than 1000": (changed(compute="1" * 1001), "compute"),
+    "compute shorter than the rest": (changed(compute=CONTENT["compute"][:-1]), "length"),
+    "sigmas too few": (changed(sigmas=CONTENT["sigmas"][:-1]), "sigmas"),
+    "a negative sigma": (with_item("sigmas", 3, -0.5), "sigmas"),
+    "sigma zero": (with_item("sigmas", 3, 0), "sigmas"),
+    "NaN": (with_item("sigmas", 3, float("nan")), "sigmas"),
+    "infinity": (with_item("offsets", 3, float("inf")), "offsets"),
+    "minus infinity": (with_item("corrections", 3, -float("inf")), "corrections"),
+    "a huge whole number": (with_item("sigmas", 3, 10**400), "sigmas"),
+    "a text for a number": (with_item("sigmas", 3, "0.5"), "sigmas"),
+    "truth for a number": (with_item("offsets", 3, True), "offsets"),
+    "nothing for a number": (with_item("corrections", 3, None), "corrections"),
+    "a number for a list": (changed(offsets=0.0), "offsets"),
+    "a huge coefficient": (with_item("coefficients", REUSED, [1e5, 0.0]), "coefficients"),
+    "four coefficients": (with_item("coefficients", 13, [1, 1, 1, 1]), "coefficients"),
+    "a coefficient that is no list": (with_item("coefficients", REUSED, 1.0), "coefficients"),
+    "reuse without coefficients": (with_item("coefficients", REUSED, []), f"evaluation {REUSED}"),
+    "correction without coefficients": (with_item("coefficients", CORRECTED, []), f"evaluation {CORRECTED}"),
+    "coefficients at the start": (with_item("coefficients", 0, [1.0]), "evaluation 0"),
+    "more terms than history": (with_item("coefficients", 1, [0.5, 0.3, 0.2]), "evaluation 1"),
+    "a schedule that rises": (changed(schedule=[0.0, 1.0]), "schedule"),
+    "a schedule that stands": (changed(schedule=[1.0, 1.0, 0.0]), "schedule"),
+    "a schedule of one": (changed(schedule=[1.0]), "schedule"),
+    "restarts without 0": (changed(restarts=[5]), "restarts"),
+    "restarts unordered": (changed(restarts=[0, 9, 5]), "restarts"),
+    "restarts twice": (changed(restarts=[0, 5, 5]), "restarts"),
+    "a fractional restart": (changed(restarts=[0, 5.5]), "restarts"),
+    "no restarts": (changed(restarts=[]), "restarts"),
+    "a restart beyond the end": (changed(restarts=[0, 14]), "restarts"),
+    "a restart inside a gap": (changed(restarts=[0, REUSED]), f"evaluation {REUSED}"),
+    "one predicted error": (changed(predicted_error=[0.1]), "predicted_error"),
+    "a negative error": (changed(predicted_error=[-0.1, 0.1]), "predicted_error"),
+    "a path for a digest": (changed(profile="../../etc/passwd"), "profile"),
+    "a digest with a line break": (changed(model="0" * 64 + "\n"), "model"),
+    "a digest that is no text": (changed(model=0), "model"),
+    "wish is no object": (changed(wish=[2.0]), "wish"),
+    "wish with another field": (changed(wish={**CONTENT["wish"], "x": 1}), "wish"),
+    "wish speed a text": (changed(wish={**CONTENT["wish"], "speed": "2"}), "wish.speed"),
+    "wish speed true": (changed(wish={**CONTENT["wish"], "speed": True}), "wish.speed"),
+    "wish speed too high": (changed(wish={**CONTENT["wish"], "speed": 1e9}), "wish: speed"),
+    "wish max_gap fractional": (changed(wish={**CONTENT["wish"], "max_gap": 1.5}), "wish.max_gap"),
+    "wish preset of lists": (changed(wish={**CONTENT["wish"], "preset": [[0]], "preset_steps": 3}), "wish.preset"),
+    "wish mode unhashable": (changed(wish={**CONTENT["wish"], "mode": {}}), "wish.mode"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_plan_from_json_refuses(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message) as caught:
+        plan_from_json(text)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("missing", sorted(CONTENT))
+def test_plan_from_json_refuses_a_missing_field(missing: str) -> None:
+    with pytest.raises(PlanError):
+        plan_from_json(json.dumps({name: value for name, value in CONTENT.items() if name != missing}))
+
+
+def test_refusal_says_what_to_do() -> None:
+    with pytest.raises(PlanError, match=r"plan field sigmas: .*\. Clear the plan field; it is filled again"):
+        plan_from_json(with_item("sigmas", 0, -1))
+
+
+# Refusals, many at a time
+
+STRANGE: list[Any] = [
+    None, True, False, 0, 1, -1, 2**63, 10**4000, 1e-320, -0.0, 0.5, 1e308, float("nan"), float("inf"), -float("inf"),
+    "", "1", "0", "1" * 14, "\ud800", "x" * 1000, [], [[]], [1.0], [0.5] * 14, [0] * 1000, {}, {"": None}, {"speed": 2},
+]  # fmt: skip
+
+
+def mutated(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """One or more changes, anywhere in the tree."""
+    content = copy.deepcopy(content)
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        node: Any = content
+        while True:
+            keys: list[Any] = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = rng.choice(keys)
+            if isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.75:
+                node = node[key]
+                continue
+            change(node, key, rng)
+            break
+    return content
+
+
+def change(node: Any, key: Any, rng: random.Random) -> None:
+    kind = rng.randrange(5)
+    value = node[key]
+    if kind == 0:
+        del node[key]
+    elif kind == 1 and isinstance(node, list):
+        node.insert(key, copy.deepcopy(value))
+    elif kind == 2 and isinstance(value, (int, float)) and not isinstance(value, bool):
+        node[key] = value * rng.choice([-1, 0, 2, 10, 1e6, 1e-12]) if abs(value) < 1e9 else 0
+    elif kind == 3 and isinstance(value, list):
+        rng.shuffle(value)
+    elif kind == 4 and isinstance(value, str) and value:
+        node[key] = value[: rng.randrange(len(value))] + rng.choice(["0", "1", "f", "é"])
+    else:
+        node[key] = copy.deepcopy(rng.choice(STRANGE))
+
+
+def drive(plan: Plan) -> None:
+    """A plan that was let in must run: every evaluation has a feature, and nothing is reused from nowhere."""
+    replay = Replay(plan)
+    for i, computed in enumerate(plan.compute):
+        predicted = replay.predict(i, "guided")
+        assert (predicted is None) == computed
+        if predicted is None:
+            assert replay.observe(i, "guided", torch.ones(3)).shape == (3,)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_change_of_a_plan_is_refused_or_gives_a_plan_that_runs(seed: int) -> None:
+    """100 changed plans per seed: PlanError or a valid plan, never anything else, and never slow."""
+    rng = random.Random(seed)
+    refused = 0
+    for _ in range(100):
+        text = json.dumps(mutated(CONTENT, rng))
+        started = time.perf_counter()
+        try:
+            plan = plan_from_json(text)
+        except PlanError as error:
+            assert "Clear the plan field" in str(error) or str(error).startswith("wish")
+            refused += 1
+        else:
+            assert plan_from_json(plan_to_json(plan)) == plan
+            drive(plan)
+        assert time.perf_counter() - started < 1.0
+    assert 20 < refused < 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_change_of_its_text_is_refused_or_gives_a_plan_that_runs(seed: int) -> None:
+    rng = random.Random(seed)
+    original = plan_to_json(PLAN)
+    refused = 0
+    for _ in range(100):
+        text = original
+        for _ in range(rng.randint(1, 4)):
+            at, length = rng.randrange(len(text)), rng.choice([0, 1, 1, 5, 200])
+            text = text[:at] + rng.choice(["", "0", "9", "-", "e9", ",", "[", "}", '"', "\\u0000"]) + text[at + length :]
+        try:
+            drive(plan_from_json(text))
+        except PlanError:
+            refused += 1
+    assert 20 < refused <= 100
+
+
+@pytest.mark.parametrize("text", [None, 17, b"{}", ["{}"]])
+def test_what_is_no_text_is_refused(text: Any) -> None:
+    with pytest.raises(PlanError):
+        plan_from_json(text)

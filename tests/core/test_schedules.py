@@ -1,0 +1,256 @@
+"""Which evaluations to compute, against enumeration and by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Collection, Iterator
+
+import numpy as np
+import pytest
+
+from ertacache.erta.schedules import (
+    Schedule,
+    budget,
+    even,
+    greedy,
+    greedy_for_budget,
+    growth,
+    histories,
+    longest_gap,
+    preset,
+    relative_l1,
+)
+
+
+def places(schedule: Schedule) -> list[int]:
+    return [i for i, computed in enumerate(schedule) if computed]
+
+
+# Even and preset
+
+
+def test_even_computes_both_ends_and_as_many_as_asked() -> None:
+    for count, computed in itertools.product(range(2, 60), repeat=2):
+        if 2 <= computed <= count:
+            found = places(even(count, computed))
+            assert len(found) == computed
+            assert (found[0], found[-1]) == (0, count - 1)
+            gaps = np.diff(found)
+            assert gaps.max() - gaps.min() <= 1, (count, computed)
+
+
+def test_even_by_hand() -> None:
+    assert places(even(10, 4)) == [0, 3, 6, 9]
+    assert places(even(10, 4, required=(1, 7))) == [0, 1, 3, 6, 7, 9]
+    assert places(even(5, 1)) == [0]
+
+
+def test_preset_is_taken_as_published_and_stretched_by_position() -> None:
+    assert places(preset([0, 1, 2, 5, 9], 10, 10)) == [0, 1, 2, 5, 9]
+    # Twice as long a run: position 9 of 9 is 19 of 19; 1 of 9 is 2.1, 2 of 9 is 4.2, 5 of 9 is 10.6.
+    assert places(preset([0, 1, 2, 5, 9], 10, 20)) == [0, 2, 4, 11, 19]
+    assert places(preset([3], 10, 10, required=(8,))) == [0, 3, 8]
+
+
+@pytest.mark.parametrize("steps", [[], [-1, 3], [0, 10]])
+def test_preset_that_does_not_lie_in_its_own_run_is_refused(steps: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"do not lie in 0 \.\. 9"):
+        preset(steps, 10, 20)
+
+
+# Greedy
+
+
+def test_relative_l1_divides_by_the_reused_evaluation_and_averages_runs() -> None:
+    l1 = np.array([[[0.0, 2.0], [2.0, 0.0]], [[0.0, 3.0], [3.0, 0.0]]])
+    norm1 = np.array([[1.0, 4.0], [1.0, 2.0]])
+    np.testing.assert_allclose(relative_l1(l1, norm1), [[0, (2 / 4 + 3 / 2) / 2], [(2 / 1 + 3 / 1) / 2, 0]])
+
+
+def test_greedy_measures_from_the_last_computed_evaluation_and_restarts_only_there() -> None:
+    """Features on a line, one apart, so relative[s, i] = |i - s|; with threshold 2.5 that gives C s s C s s C.
+
+    Measured from the evaluation before instead, every distance would be 1 and nothing would ever be computed; summed
+    up since the last computed one (1, 1 + 2 = 3) it would be C s C s C s C.
+    """
+    index = np.arange(7.0)
+    relative = np.abs(index[:, None] - index[None])
+    assert greedy(relative, 2.5) == (True, False, False, True, False, False, True)
+    assert greedy(relative, 3.0) == (True, False, False, True, False, False, True)  # reaching it is enough
+    assert greedy(relative, 3.001) == (True, False, False, False, True, False, False)
+    assert greedy(relative, 2.5, required=(1,)) == (True, True, False, False, True, False, False)
+
+
+def test_greedy_of_threshold_zero_computes_all_and_of_infinity_only_the_first() -> None:
+    relative = np.abs(np.subtract.outer(np.arange(6.0), np.arange(6.0)))
+    assert all(greedy(relative, 0.0))
+    assert all(greedy(np.zeros((6, 6)), 0.0))
+    assert places(greedy(relative, math.inf)) == [0]
+    assert all(greedy(np.full((6, 6), np.nan), 1.0)), "what is not known is computed"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_greedy_for_budget_finds_the_smallest_threshold_of_all(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(3, 12))
+    relative = rng.integers(0, 9, (count, count)) / 8.0  # ties on purpose
+    required = set(rng.choice(count, int(rng.integers(0, 3)), replace=False).tolist())
+    computed = int(rng.integers(len(required | {0}), count + 1))
+    schedule, threshold = greedy_for_budget(relative, computed, required)
+    assert schedule == greedy(relative, threshold, required)
+    assert sum(schedule) <= computed
+    values = np.unique(relative[np.triu_indices(count, 1)])  # those that a walk forwards can meet
+    candidates = np.concatenate([values - 1e-9, values, values + 1e-9])
+    enough = [c for c in candidates if sum(greedy(relative, float(c), required)) <= computed]
+    if threshold == math.inf:
+        assert not [c for c in enough if c <= values.max()]
+    else:
+        # Between two values that occur nothing changes, so smallest means: none that occurs below it would do.
+        assert not [c for c in enough if c <= values[values < threshold].max(initial=-1.0)]
+
+
+def test_longest_gap_is_twice_the_mean_and_at_least_two() -> None:
+    assert longest_gap(50, 25) == 4
+    assert longest_gap(50, 20) == 5
+    assert longest_gap(50, 50) == 2
+    assert longest_gap(50, 0) == 100
+
+
+# Budget
+
+
+def schedules(
+    count: int, computed: int, max_gap: int, required: Collection[int], restarts: Collection[int]
+) -> Iterator[Schedule]:
+    """Every schedule that the constraints allow, by trying all."""
+    fixed = {0, *required, *restarts}
+    for chosen in itertools.combinations(range(count), computed):
+        if fixed <= set(chosen) and all(b - a <= max_gap for a, b in itertools.pairwise((*chosen, count))):
+            yield tuple(i in chosen for i in range(count))
+
+
+def total(schedule: Schedule, cost: Callable[[tuple[int, ...], int], float], restarts: Collection[int]) -> float:
+    """Sum over gaps, walking the evaluations one by one."""
+    past: list[int] = []
+    found = 0.0
+    for t, computed in enumerate((*schedule, True)):
+        if not computed:
+            continue
+        if past and t > past[0] + 1:
+            found += cost(tuple(past[:2]), t)
+        past = [t] if t in restarts else [t, *past]
+    return found
+
+
+def random_cost(rng: random.Random) -> Callable[[tuple[int, ...], int], float]:
+    """Positive, any number for each (last two computed, end of the gap), longer gaps not always dearer."""
+    seed = rng.random()
+
+    def cost(history: tuple[int, ...], t: int) -> float:
+        assert 1 <= len(history) <= 2, "the search may look at no more than the last two"
+        assert t > history[0] + 1, "nothing is reused in such a gap"
+        return random.Random(f"{seed}{history}{t}").random() * (t - history[0])
+
+    return cost
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_budget_is_the_best_of_all_schedules(count: int) -> None:
+    """Against enumeration: every budget, several random costs, evaluations that are required and restarts."""
+    rng = random.Random(count)
+    feasible = 0
+    for computed in range(1, count + 1):
+        for _ in range(6):
+            cost = random_cost(rng)
+            required = set(rng.sample(range(count), rng.randint(0, min(2, count))))
+            restarts = {0, *rng.sample(range(count), rng.randint(0, min(2, count)))} if rng.random() < 0.7 else ()
+            max_gap = rng.randint(1, count)
+            known = [(total(s, cost, restarts), s) for s in schedules(count, computed, max_gap, required, restarts)]
+            if not known:
+                with pytest.raises(ValueError, match="no schedule computes exactly"):
+                    budget(count, computed, cost, max_gap, required, restarts)
+                continue
+            feasible += 1
+            found = budget(count, computed, cost, max_gap, required, restarts)
+            assert sum(found) == computed
+            assert found in [s for _, s in known], "a constraint is broken"
+            assert total(found, cost, restarts) == pytest.approx(min(known)[0], abs=1e-12)
+    assert feasible >= count  # most of the draws above are to be solvable
+
+
+def test_budget_sees_that_the_last_but_one_counts() -> None:
+    """A cost of which the last computed evaluation alone tells nothing: a search over single places would miss it."""
+
+    def cost(history: tuple[int, ...], t: int) -> float:
+        return 0.0 if len(history) == 2 and history[0] - history[1] == 1 else 1.0
+
+    # 8 evaluations, 4 computed: two adjacent pairs make every gap but none free: 0 1 (2 3) 4 5 (6 7).
+    assert places(budget(8, 4, cost, 3)) == [0, 1, 4, 5]
+
+
+def test_restart_makes_the_history_begin_anew() -> None:
+    seen = set()
+
+    def cost(history: tuple[int, ...], t: int) -> float:
+        seen.add(history)
+        return 1.0
+
+    budget(8, 5, cost, 8, restarts={0, 4})
+    assert (4,) in seen
+    assert all(len(h) == 1 or h[1] >= 4 for h in seen if h[0] >= 4), "evaluations before the restart are not used"
+
+
+def test_no_gap_reaches_over_a_required_evaluation() -> None:
+    asked = []
+
+    def cost(history: tuple[int, ...], t: int) -> float:
+        asked.append((history[0], t))
+        return 0.0
+
+    found = budget(10, 4, cost, 10, required={6}, restarts={0, 3})
+    assert {0, 3, 6} <= set(places(found))
+    assert not [(s, t) for s, t in asked if s < 3 < t or s < 6 < t]
+
+
+@pytest.mark.parametrize(
+    ("count", "computed", "max_gap", "required"),
+    [(10, 2, 3, ()), (10, 2, 10, (4, 7)), (10, 11, 10, ()), (10, 0, 10, ())],
+    ids=["gap too short", "more required than computed", "more than there are", "none"],
+)
+def test_budget_that_cannot_be_met_is_refused(count: int, computed: int, max_gap: int, required: tuple[int]) -> None:
+    with pytest.raises(ValueError, match=f"no schedule computes exactly {computed} of {count}.*allow a longer gap"):
+        budget(count, computed, lambda history, t: 1.0, max_gap, required)
+
+
+def test_budget_of_equal_costs_is_the_same_every_time() -> None:
+    assert len({budget(12, 5, lambda history, t: 1.0, 4) for _ in range(5)}) == 1
+
+
+def test_budget_of_everything_computes_everything() -> None:
+    assert all(budget(9, 9, lambda history, t: 1.0, 1))
+
+
+# Histories and growth
+
+
+def test_histories_are_newest_first_and_forget_what_lies_before_a_restart() -> None:
+    compute = (True, True, False, True, False, True, False)
+    assert histories(compute) == [(), (0,), (1, 0), (1, 0), (3, 1, 0), (3, 1, 0), (5, 3, 1, 0)]
+    assert histories(compute, restarts={0, 3}) == [(), (0,), (1, 0), (), (3,), (3,), (5, 3)]
+
+
+def test_growth_is_looked_up_at_the_sigma_and_rises_to_its_peak() -> None:
+    sigmas = np.linspace(0.99, 0.01, 50)
+    factors = growth(sigmas)
+    assert factors.shape == (51,)
+    assert factors[-1] == 0.5, "an error at the very end has no time to grow"
+    above = sigmas <= 0.944  # the measured peak: from there to the end it only falls
+    assert np.all(np.diff(factors[:-1][above]) <= 0)
+    np.testing.assert_allclose(growth(np.array([0.784, 0.967, 0.0])), [1.0, 2.2, 0.5, 0.5])
+
+
+def test_growth_of_other_models_is_that_of_their_flow_sigma() -> None:
+    flow = np.array([0.93, 0.6, 0.2])
+    np.testing.assert_allclose(growth(flow / (1 - flow)), growth(flow))
