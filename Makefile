@@ -17,11 +17,12 @@ READY := $(VENV)/.ready
 REQUIREMENTS := demo/requirements.txt demo/requirements-dev.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo ablation test lint clean
 
 help:
 	@echo "make setup   virtual environment and ComfyUI, once"
 	@echo "make demo    the demonstration, headless on the CPU"
+	@echo "make ablation  what each part of the method is worth on the tiny Wan, half an hour"
 	@echo "make test    lint, type check and every test"
 	@echo "make lint    lint and type check only"
 	@echo "make clean   remove all that these commands have made"
@@ -45,6 +46,9 @@ $(READY): $(REQUIREMENTS) Makefile
 
 demo: setup
 	@$(PY) -m demo.run $(ARGS)
+
+ablation: setup
+	@$(PY) -m bench.ablation $(ARGS)
 
 # -P keeps this folder off sys.path: its nodes/ would hide ComfyUI's nodes.py.
 test: lint

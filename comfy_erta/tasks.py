@@ -155,12 +155,13 @@ def measure_identity(setting: Setting, level: str, scheduler: str) -> Measured:
     """What this run is measured on. Raises UnknownResponse where the level does not exist for this model."""
     if level == "blocks":
         block_count(setting.model)
+    guidance = getattr(setting.guider, "cfg", None)
     return describe(
         setting.model,
         sampler=sampler_name(setting.sampler),
         scheduler=scheduler,
         steps=len(setting.schedule) - 1,
-        guidance=getattr(setting.guider, "cfg", None),
+        guidance=float(guidance) if isinstance(guidance, (int, float)) else None,
         latent_shape=setting.latent_shape,
         level=level,
     )

@@ -64,12 +64,15 @@ class Wish:
 
     def candidates(self, measured: bool, stochastic: bool) -> tuple[str, ...]:
         """Predictors to choose from. Fresh noise bends the trajectory at random, and a line drawn through it amplifies
-        that; where a profile can tell, holding and the line compete by their predicted error."""
+        that: there holding and the line compete by their predicted error. Elsewhere the line is better than holding by
+        more than the table of one trajectory tells (bench/ablation.py)."""
         if self.predictor != "auto":
             return (self.predictor,)
         if not self.planned:
             return ("affine",) if measured else ("hold",)
-        return ("linear", "hold") if measured else ("hold",) if stochastic else ("linear",)
+        if stochastic:
+            return ("hold", "linear") if measured else ("hold",)
+        return ("linear",)
 
     @property
     def computes_all(self) -> bool:

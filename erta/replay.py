@@ -50,7 +50,9 @@ class Replay:
         """The plan's prediction of evaluation i, or None where the features it needs are not the ones at hand."""
         coefficients = self.plan.coefficients[i]
         past = self._past.get(key, [])[: len(coefficients)]
-        if not coefficients or tuple(index for index, _ in past) != self._history[i][: len(coefficients)]:
+        if not past or len(past) < len(coefficients):
+            return None
+        if tuple(index for index, _ in past) != self._history[i][: len(coefficients)]:
             return None
         (_, newest), *older = past
         # In float32, or float64 where the features are.

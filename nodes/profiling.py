@@ -59,15 +59,16 @@ class ERTAProfile(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         try:
-            check_name(name)
+            check_name("linked" if name is None else name)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(cls, model: Any, runs: int, name: str, level: str = "output", **inputs: Any) -> io.NodeOutput:
+        check_name(name)  # a linked name is only known here, and minutes of rendering must not come before it
         tables: list[Table] = []
         measured: list[Measured] = []
         reports: list[Report] = []

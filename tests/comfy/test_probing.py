@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-UNKNOWN = {"dpm_adaptive"}
-
 
 def schedule(wan, steps=12):
     import comfy.samplers
@@ -25,8 +23,8 @@ def probe_named(wan, name, steps=12):
 def sampler_names():
     return (
         "euler euler_ancestral heun heunpp2 dpm_2 dpm_2_ancestral lms dpm_fast dpmpp_2s_ancestral dpmpp_sde dpmpp_2m "
-        "dpmpp_2m_sde dpmpp_3m_sde ddpm lcm ipndm ipndm_v deis res_multistep gradient_estimation er_sde seeds_2 seeds_3 "
-        "sa_solver sa_solver_pece ddim uni_pc uni_pc_bh2"
+        "dpmpp_2m_sde dpmpp_3m_sde ddpm lcm ipndm ipndm_v deis res_multistep gradient_estimation er_sde "
+        "seeds_2 seeds_3 sa_solver sa_solver_pece ddim uni_pc uni_pc_bh2"
     ).split()
 
 

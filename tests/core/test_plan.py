@@ -327,7 +327,9 @@ def test_any_change_of_its_text_is_refused_or_gives_a_plan_that_runs(seed: int) 
         text = original
         for _ in range(rng.randint(1, 4)):
             at, length = rng.randrange(len(text)), rng.choice([0, 1, 1, 5, 200])
-            text = text[:at] + rng.choice(["", "0", "9", "-", "e9", ",", "[", "}", '"', "\\u0000"]) + text[at + length :]
+            text = (
+                text[:at] + rng.choice(["", "0", "9", "-", "e9", ",", "[", "}", '"', "\\u0000"]) + text[at + length :]
+            )
         try:
             drive(plan_from_json(text))
         except PlanError:

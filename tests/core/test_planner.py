@@ -188,7 +188,8 @@ def test_auto_takes_the_predictor_whose_best_schedule_errs_less() -> None:
             recorder.observe(i, "guided", torch.from_numpy(feature))
         tables += recorder.tables(run, RMS)
     noisy = Profile(MEASURED, tuple(tables))
-    assert plan_for(Wish(2.0), noisy) == replace(plan_for(Wish(2.0, predictor="hold"), noisy), wish=Wish(2.0))
+    wish = Wish(2.0, corrector=False)
+    assert plan_for(wish, noisy) == replace(plan_for(replace(wish, predictor="hold"), noisy), wish=wish)
 
 
 def test_without_a_profile_a_stochastic_sampler_is_held() -> None:
@@ -435,9 +436,7 @@ def test_predicted_error_is_the_grown_one_over_the_latent() -> None:
     gaps = GapModel(response, make_predictor("linear", response.sigmas, PROFILE), True, grams)
     grown = growth(response.sigmas)
     total = sum(gap.weights * grown[t] for _, t, gap in worked_gaps(gaps, plan.compute))
-    relative = [
-        np.sqrt(np.mean((total[:-1] @ trajectory(r)(SCHEDULE[:-1]) + total[-1]) ** 2)) / RMS for r in range(3)
-    ]
+    relative = [np.sqrt(np.mean((total[:-1] @ trajectory(r)(SCHEDULE[:-1]) + total[-1]) ** 2)) / RMS for r in range(3)]
     assert plan.predicted_error == pytest.approx((np.median(relative), max(relative)), rel=1e-5)
 
 

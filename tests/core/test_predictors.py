@@ -375,7 +375,11 @@ def test_no_correction_where_it_would_tell_nothing_or_could_do_nothing() -> None
     wild[6] *= 0.02
     cases = {
         "switched off": (GapModel(euler, line, False), (3, 1), 6),
-        "the model is asked something else from there on": (GapModel(euler, line, True, None, frozenset({0, 6})), (3, 1), 6),
+        "the model is asked something else from there on": (
+            GapModel(euler, line, True, None, frozenset({0, 6})),
+            (3, 1),
+            6,
+        ),
         "the run ends": (GapModel(euler, line, True), (8, 6), 12),
         "nothing was reused": (GapModel(euler, line, True), (3, 1), 4),
         "its output hardly moves the end": (GapModel(Response(SIGMAS, weak), line, True), (3, 1), 6),

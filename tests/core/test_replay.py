@@ -1,0 +1,310 @@
+"""Replay on features so simple that the arithmetic is in a comment, and what it shares with the Recorder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ertacache.erta.plan import Plan, Wish, full_plan
+from ertacache.erta.planner import euler_response, make_plan
+from ertacache.erta.recorder import Recorder
+from ertacache.erta.replay import Replay
+
+KEY = "guided"
+
+
+def plan_of(
+    compute: str,
+    coefficients: dict[int, tuple[float, ...]],
+    corrections: dict[int, float] | None = None,
+    offsets: dict[int, float] | None = None,
+    restarts: tuple[int, ...] = (0,),
+) -> Plan:
+    """compute: "1" for each computed evaluation, "0" for each reused one; the rest by evaluation."""
+    count = len(compute)
+    return Plan(
+        wish=Wish(),
+        sigmas=tuple(float(s) for s in np.linspace(1, 0.1, count)),
+        compute=tuple(c == "1" for c in compute),
+        coefficients=tuple(coefficients.get(i, ()) for i in range(count)),
+        offsets=tuple((offsets or {}).get(i, 0.0) for i in range(count)),
+        corrections=tuple((corrections or {}).get(i, 0.0) for i in range(count)),
+        restarts=restarts,
+    )
+
+
+def feature(value: float, shape: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, value, dtype=dtype)
+
+
+def run(replay: Replay, values: list[float], key: str = KEY) -> list[tuple[str, float]]:
+    """Each evaluation's truth is ``values[i]``; what the sampler is handed, and whether that was computed."""
+    handed = []
+    for i, value in enumerate(values):
+        predicted = replay.predict(i, key)
+        kind = "computed" if predicted is None else "reused"
+        handed.append((kind, float((replay.observe(i, key, feature(value)) if predicted is None else predicted)[0])))
+    return handed
+
+
+# The arithmetic
+
+
+def test_reused_evaluation_gets_the_line_through_the_two_newest_computed_ones() -> None:
+    # Truth 10, 12, 15, 19. Coefficients 2 and -1 draw the line on by one step: 2 * 12 - 10 = 14, not 15;
+    # held it would be 12.
+    plan = plan_of("1101", {2: (2.0, -1.0)})
+    found = run(Replay(plan), [10, 12, 15, 19])
+    assert found == [("computed", 10), ("computed", 12), ("reused", 14), ("computed", 19)]
+
+
+def test_offset_is_added_and_one_coefficient_scales_the_newest() -> None:
+    # Truth 10 20 30: evaluation 2 is 0.5 * 20 + 3 = 13; evaluation 1 is 10 + 0.
+    plan = plan_of("101", {1: (1.0,)})
+    assert run(Replay(plan), [10, 20, 30])[1] == ("reused", 10)
+    plan = plan_of("110", {2: (0.5,)}, offsets={2: 3.0})
+    assert run(Replay(plan), [10, 20, 30])[2] == ("reused", 13)
+
+
+def test_three_terms_use_the_three_newest_in_their_order() -> None:
+    # 100 * 3 + 10 * 2 + 1 * 1 = 321
+    plan = plan_of("1110", {3: (100.0, 10.0, 1.0)})
+    assert run(Replay(plan), [1, 2, 3, 4])[3] == ("reused", 321)
+
+
+def test_correction_hands_on_more_of_what_the_prediction_had_missed() -> None:
+    # Truth 10, 12, -, 19. At 3 the line from 0 and 1 says 3 * 12 - 2 * 10 = 16, so 3 were missed; half of that more
+    # is handed on: 19 + 0.5 * 3 = 20.5. What is kept for later is the truth: 4 is held at 19, not at 20.5.
+    plan = plan_of("11010", {2: (2.0, -1.0), 3: (3.0, -2.0), 4: (1.0,)}, corrections={3: 0.5})
+    found = run(Replay(plan), [10, 12, 15, 19, 24])
+    assert found[3] == ("computed", 20.5)
+    assert found[4] == ("reused", 19)
+
+
+def test_restart_makes_the_next_reuse_start_from_there() -> None:
+    # After the restart at 3 only its own feature is known: held at 40, though 10, 20 and 30 were computed before.
+    plan = plan_of("11110", {4: (1.0,)}, restarts=(0, 3))
+    assert run(Replay(plan), [10, 20, 30, 40, 50])[4] == ("reused", 40)
+
+
+# What does not fit is computed (PEERS.md, T3 and T4)
+
+
+def test_plan_that_begins_with_reuse_computes_instead() -> None:
+    replay = Replay(plan_of("0010", {0: (1.0,), 1: (1.0,), 3: (1.0,)}))
+    found = run(replay, [10, 20, 30, 40])
+    assert [kind for kind, _ in found] == ["computed", "computed", "computed", "reused"]
+    assert found[3] == ("reused", 30)
+
+
+def test_missing_entry_makes_the_evaluation_computed_never_zero() -> None:
+    """A run that starts late: evaluations 0 and 1 never came, so 2 cannot be predicted from them."""
+    replay = Replay(plan_of("11011010", {2: (2.0, -1.0), 5: (2.0, -1.0), 7: (2.0, -1.0)}))
+    assert replay.predict(2, KEY) is None
+    replay.observe(2, KEY, feature(15))
+    # The plan's own history for 5 is (4, 3): there again.
+    replay.observe(3, KEY, feature(19))
+    replay.observe(4, KEY, feature(24))
+    predicted = replay.predict(5, KEY)
+    assert predicted is not None
+    assert float(predicted[0]) == 2 * 24 - 19
+
+
+def test_one_missing_term_of_two_is_missing() -> None:
+    replay = Replay(plan_of("110", {2: (2.0, -1.0)}))
+    replay.observe(1, KEY, feature(12))
+    assert replay.predict(2, KEY) is None
+
+
+def test_step_computed_against_the_plan_is_not_mistaken_for_a_planned_one() -> None:
+    """Evaluation 2 was to be reused but was computed (the adapter may refuse a prediction): 3's history is (1, 0)."""
+    replay = Replay(plan_of("110011", {2: (2.0, -1.0), 3: (3.0, -2.0)}))
+    for i, value in enumerate([10, 12, 15]):
+        replay.observe(i, KEY, feature(value))
+    assert replay.predict(3, KEY) is None
+
+
+def test_changed_shape_is_computed_until_the_history_is_back() -> None:
+    plan = plan_of("11011010", {2: (2.0, -1.0), 5: (2.0, -1.0), 7: (1.0,)}, corrections={3: 0.5})
+    plan = replace(plan, coefficients=(*plan.coefficients[:3], (3.0, -2.0), *plan.coefficients[4:]))
+    replay = Replay(plan)
+    replay.observe(0, KEY, feature(10))
+    replay.observe(1, KEY, feature(12))
+    larger = feature(20, (3,))
+    assert replay.observe(3, KEY, larger) is larger, "a prediction of another shape corrects nothing"
+    replay.observe(4, KEY, feature(25, (3,)))
+    predicted = replay.predict(5, KEY)
+    assert predicted is not None
+    assert predicted.shape == (3,)
+    assert float(predicted[0]) == 2 * 25 - 20
+    # Back to the first shape at 6: 7 is held from 6, of that shape.
+    replay.observe(6, KEY, feature(30))
+    held = replay.predict(7, KEY)
+    assert held is not None
+    assert held.shape == (2,)
+
+
+def test_evaluations_beyond_the_plan_are_computed() -> None:
+    replay = Replay(plan_of("10", {1: (1.0,)}))
+    replay.observe(0, KEY, feature(10))
+    assert replay.predict(2, KEY) is None
+    last = feature(5)
+    assert replay.observe(2, KEY, last) is last
+
+
+def test_streams_do_not_see_each_other() -> None:
+    replay = Replay(plan_of("110", {2: (2.0, -1.0)}))
+    for i, (cond, uncond) in enumerate([(10, 1), (12, 3)]):
+        replay.observe(i, "cond", feature(cond))
+        replay.observe(i, "uncond", feature(uncond))
+    assert [float(replay.predict(2, key)[0]) for key in ("cond", "uncond")] == [14, 5]  # type: ignore[index]
+    assert replay.predict(2, "a stream that appears late") is None
+
+
+# Tensors
+
+
+def untouched(tensors: list[Tensor], before: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_given_tensors_are_never_written_into(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(3, 4, generator=generator).to(dtype) for _ in range(6)]
+    before = [f.clone() for f in features]
+    plan = plan_of("110110", {2: (2.0, -1.0), 3: (3.0, -2.0), 5: (1.0,)}, {3: 0.7}, {2: 0.1, 5: 0.2})
+    replay = Replay(plan)
+    for i, given in enumerate(features):
+        predicted = replay.predict(i, KEY)
+        if predicted is None:
+            replay.observe(i, KEY, given)
+        else:
+            predicted.fill_(float("nan"))  # what is handed out is the caller's own
+    assert untouched(features, before)
+    again = replay.predict(5, KEY)
+    assert again is not None
+    assert not again.isnan().any()
+
+
+def test_uncorrected_feature_is_handed_back_as_the_same_object() -> None:
+    replay = Replay(plan_of("11011", {2: (2.0, -1.0), 3: (3.0, -2.0)}, {3: 0.5}))
+    given = [feature(v) for v in (10, 12, 15, 19, 24)]
+    assert replay.observe(0, KEY, given[0]) is given[0]
+    assert replay.observe(1, KEY, given[1]) is given[1]
+    assert replay.observe(3, KEY, given[3]) is not given[3]
+    assert replay.observe(4, KEY, given[4]) is given[4]
+
+
+def test_reuse_is_accumulated_in_float32_from_bfloat16_features() -> None:
+    """2.6 * 1.0078125 - 1.6 * 1 in bfloat16 steps of 1/128 would be 1.015625 or 1.0234375; exactly it is 1.0203125."""
+    replay = Replay(plan_of("110", {2: (2.6, -1.6)}))
+    replay.observe(0, KEY, feature(1.0, dtype=torch.bfloat16))
+    replay.observe(1, KEY, feature(1.0078125, dtype=torch.bfloat16))
+    predicted = replay.predict(2, KEY)
+    assert predicted is not None
+    assert predicted.dtype == torch.float32
+    assert float(predicted[0]) == pytest.approx(1.0203125, abs=2e-7)
+
+
+def test_cache_holds_no_more_features_than_the_plan_needs() -> None:
+    shape, size = (1000,), 4000
+    depths = {"held": ({3: (1.0,), 4: (1.0,)}, 1), "two terms": ({3: (1.0,), 4: (2.0, -1.0)}, 2)}
+    for name, (coefficients, depth) in depths.items():
+        replay = Replay(plan_of("111001", coefficients))
+        for i in (0, 1, 2, 5):
+            replay.observe(i, KEY, feature(i, shape))
+        assert replay.cache_bytes == depth * size, name
+    replay = Replay(plan_of("111", {}))
+    replay.observe(0, KEY, feature(1, shape))
+    assert replay.cache_bytes == 0, "nothing is reused, so nothing is kept"
+
+
+# One battery for both observers
+
+
+def observers() -> dict[str, Any]:
+    sigmas = np.linspace(1, 0.1, 6)
+    return {
+        "recorder": lambda: Recorder(sigmas),
+        "replay of a full plan": lambda: Replay(full_plan(sigmas, Wish(1.0))),
+        "replay of a wish for speed 1": lambda: Replay(
+            make_plan(np.append(sigmas, 0), euler_response, None, Wish(1.0))
+        ),
+    }
+
+
+@pytest.mark.parametrize("make", observers().values(), ids=observers().keys())
+def test_observer_that_reuses_nothing_is_invisible(make: Any) -> None:
+    observer, generator = make(), torch.Generator().manual_seed(1)
+    state = torch.random.get_rng_state()
+    for i in range(7):  # one more than foreseen
+        for key in ("cond", "uncond"):
+            given = torch.randn(2, 3, generator=generator)
+            before = given.clone()
+            assert observer.predict(i, key) is None
+            assert observer.observe(i, key, given) is given
+            assert torch.equal(given, before)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("make", [lambda: Recorder(np.linspace(1, 0.1, 6)), lambda: Replay(plan_of("10", {1: (1.0,)}))])
+def test_close_lets_go_of_every_feature(make: Any) -> None:
+    import weakref
+
+    observer = make()
+    given = feature(1.0)
+    kept = weakref.ref(given)
+    observer.observe(0, KEY, given)
+    assert observer.cache_bytes > 0
+    observer.close()
+    del given
+    assert kept() is None
+    assert observer.predict(1, KEY) is None
+    observer.close()  # a second time does no harm
+
+
+@pytest.mark.parametrize("make", [lambda: Recorder(np.linspace(1, 0.1, 6)), lambda: Replay(plan_of("10", {1: (1.0,)}))])
+def test_two_observers_share_nothing(make: Any) -> None:
+    one, other = make(), make()
+    one.observe(0, KEY, feature(10))
+    assert other.cache_bytes == 0
+    assert other.predict(1, KEY) is None
+
+
+def test_same_run_twice_is_bit_identical() -> None:
+    schedule = np.linspace(1, 0, 13)
+    plan = make_plan(schedule, euler_response, None, Wish(2.0))
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(12, 50, generator=generator)
+
+    def handed() -> list[Tensor]:
+        replay, out = Replay(plan), []
+        for i in range(12):
+            predicted = replay.predict(i, KEY)
+            out.append(replay.observe(i, KEY, features[i]) if predicted is None else predicted)
+        return out
+
+    assert all(torch.equal(a, b) for a, b in zip(handed(), handed(), strict=True))
+    assert any(plan.corrections)
+
+
+def test_plan_of_a_line_in_sigma_reuses_it_without_error() -> None:
+    """Built-in plan, features linear in sigma: every reused evaluation is right and every correction changes nothing."""
+    schedule = np.linspace(1, 0, 13)
+    plan = make_plan(schedule, euler_response, None, Wish(2.0))
+    a, b = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    replay = Replay(plan)
+    reused = 0
+    for i, sigma in enumerate(schedule[:-1]):
+        truth, predicted = a + b * sigma, replay.predict(i, KEY)
+        reused += predicted is not None
+        used = replay.observe(i, KEY, truth) if predicted is None else predicted
+        if i > 2:  # the first gap has one node only and is held
+            torch.testing.assert_close(used, truth, rtol=1e-7, atol=1e-7)
+    assert reused == 6
