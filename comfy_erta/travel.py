@@ -50,8 +50,8 @@ def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None,
     Later runs get it from the browser, which fills the widget; this is for the file of the first one. ``plan`` is the
     last widget. Whatever does not look as expected is left alone.
     """
-    workflow = (extra_pnginfo or {}).get("workflow")
-    node = _find_node(workflow, str(node_id).split(":")) if isinstance(workflow, dict) and plan else None
+    workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
+    node = _find_node(workflow, str(node_id).split(":")) if plan else None
     if node is None or node.get("type") != "ERTACachedSampler":
         return
     values = node.get("widgets_values")
@@ -62,13 +62,17 @@ def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None,
         named["plan"] = plan
 
 
-def _find_node(graph: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
+def _find_node(workflow: Any, path: list[str]) -> dict[str, Any] | None:
     """Follow an execution id ("1:2:3" inside subgraphs) to its node in the UI workflow."""
-    subgraphs = {s.get("id"): s for s in graph.get("definitions", {}).get("subgraphs", []) if isinstance(s, dict)}
-    nodes = graph.get("nodes", [])
-    for depth, step in enumerate(path):
-        node = next((n for n in nodes if isinstance(n, dict) and str(n.get("id")) == step), None)
-        if node is None or depth == len(path) - 1:
-            return node
-        nodes = subgraphs.get(node.get("type"), {}).get("nodes", [])
-    return None
+    subgraphs = _objects(workflow.get("definitions") if isinstance(workflow, dict) else None, "subgraphs")
+    graph, node = workflow, None
+    for step in path:
+        node = next((n for n in _objects(graph, "nodes") if str(n.get("id")) == step), None)
+        graph = next((s for s in subgraphs if node is not None and s.get("id") == node.get("type")), None)
+    return node
+
+
+def _objects(holder: Any, name: str) -> list[dict[str, Any]]:
+    """The objects in the list of that name; none where a stranger's workflow has something else there."""
+    found = holder.get(name) if isinstance(holder, dict) else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

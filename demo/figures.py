@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-SCALE, FRAME_MS = 4, 250
+SCALE, FRAME_MS = 3, 250
+AMPLIFIED = 8  # differences
+GAP, HEAD, LINE = 14, 62, 22  # pixels: between pictures, of the headings, of a line of text
 BACK, INK, FAINT = "#ffffff", "#1a1a1a", "#6b6b6b"
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = {
@@ -32,16 +34,18 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One clip, (T, H, W, 3) from 0 to 1, and the line below it."""
+    """One clip, (T, H, W, 3) from 0 to 1, the line below it, and how far each of its values is from the full run's."""
 
     frames: torch.Tensor
     caption: str
+    difference: torch.Tensor | None = None
 
 
 def side_by_side(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], folder: Path) -> list[Path]:
     """Write side_by_side.webp, an animation without loss of colour, and side_by_side.png, its middle frame.
 
-    columns: headings, in which "\\n" makes a second line. rows: the prompt, and a cell per column.
+    columns: headings, in which "\\n" makes a second line. rows: the prompt, and a cell per column. The differences
+    stand to the right, amplified.
     """
     count = len(rows[0][1][0].frames)
     sheets = [_sheet(columns, rows, number) for number in range(count)]
@@ -52,30 +56,34 @@ def side_by_side(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell
 
 
 def _sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], number: int) -> Image.Image:
+    """One frame of the animation."""
     height, width = (side * SCALE for side in rows[0][1][0].frames.shape[1:3])
-    gap, head, line = 16, 60, 26
-    row_height = line + height + line + gap
-    sheet = Image.new("RGB", (gap + len(columns) * (width + gap), head + len(rows) * row_height + gap // 2), BACK)
+    headings = [*columns, *(f"Difference ×{AMPLIFIED}\n{words.splitlines()[0]}" for words in columns[1:])]
+    lefts = [GAP + column * (width + GAP) + (column >= len(columns)) * GAP for column in range(len(headings))]
+    row_height = 2 * LINE + height + GAP
+    sheet = Image.new("RGB", (lefts[-1] + width + GAP, HEAD + len(rows) * row_height), BACK)
     draw = ImageDraw.Draw(sheet)
     face = matplotlib.font_manager.findfont("DejaVu Sans")  # comes with matplotlib; Pillow's own font lacks signs
-    large, small = ImageFont.truetype(face, 16), ImageFont.truetype(face, 13)
-    for column, heading in enumerate(columns):
-        x = gap + column * (width + gap)
-        for index, words in enumerate(heading.split("\n")):
-            font, colour = (large, INK) if index == 0 else (small, FAINT)
-            draw.text((x, 12 + 22 * index), words, colour, font)
+    large, small = ImageFont.truetype(face, 15), ImageFont.truetype(face, 13)
+    for left, heading in zip(lefts, headings, strict=True):
+        first, _, second = heading.partition("\n")
+        draw.text((left, 12), first, INK, large)
+        draw.text((left, 33), second, FAINT, small)
     for row, (prompt, cells) in enumerate(rows):
-        y = head + row * row_height
-        draw.text((gap, y), f"“{prompt}”", INK, small)
-        for column, cell in enumerate(cells):
-            x = gap + column * (width + gap)
-            sheet.paste(_enlarged(cell.frames[number]), (x, y + line))
-            draw.text((x, y + line + height + 5), cell.caption, FAINT, small)
+        top = HEAD + row * row_height
+        draw.text((GAP, top), f"“{prompt}”", INK, small)
+        clips = [cell.frames for cell in cells] + [
+            d * AMPLIFIED for cell in cells if (d := cell.difference) is not None
+        ]
+        for left, frames in zip(lefts, clips, strict=True):
+            sheet.paste(_enlarged(frames[number]), (left, top + LINE))
+        for left, cell in zip(lefts, cells, strict=False):
+            draw.text((left, top + LINE + height + 4), cell.caption, FAINT, small)
     return sheet
 
 
 def _enlarged(frame: torch.Tensor) -> Image.Image:
-    pixels = (frame * 255).round().to(torch.uint8).numpy()
+    pixels = (frame.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(pixels.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
 
 

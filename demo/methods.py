@@ -38,6 +38,15 @@ class Method:
     changes: Changes = field(default_factory=dict)
 
 
+FULL = Method("full", "Full run", "full")
+PROFILE = Method("profile", "ERTA Profile", "profile")
+PLANNED = Method("planned", "ERTA planned, 2×", "planned", {"mode": "planned", "speed": 2.0})
+PAPER = Method("paper", "ERTA paper mode, 2×", "paper", {"mode": "paper", "speed": 2.0})
+BUILTIN = Method("builtin", "ERTA built-in plan, 2×", "planned", {"speed": 2.0, "without_profile": "built-in plan"})
+EASYCACHE = Method("easycache", "EasyCache", "easycache")
+FEWER = Method("fewer", "Fewer steps", "fewer_steps")
+
+
 @dataclass(frozen=True)
 class Render:
     """One clip. `seconds` is the sampler node's time alone; `compute` has a 1 per computed evaluation, "" if unknown.

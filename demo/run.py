@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from .comfyui import ComfyUINotFound
-from .figures import Cell, Strip, plan_figure, side_by_side
-from .methods import Method, Render, Studio
+from .figures import Cell, plan_figure, side_by_side
+from .methods import BUILTIN, EASYCACHE, FEWER, FULL, PAPER, PLANNED, PROFILE, Method, Render, Studio
+from .results import HEADINGS, Job, Results, as_json, footnotes, machine_facts, rows, score, strips, table
 from .server import ComfyServer, PromptError, ServerError, WorkflowError, link
 from .tiny_wan.clips import unseen_prompts
 from .tiny_wan.words import describe
@@ -33,50 +30,8 @@ ROOT = Path(__file__).resolve().parent
 MODEL = ROOT / "models" / "erta_tiny_wan.safetensors"
 OUTPUT = ROOT / "output"
 
-FULL = Method("full", "Full run", "full")
-PROFILE = Method("profile", "ERTA Profile", "profile")
-PLANNED = Method("planned", "ERTA planned, 2×", "planned", {"mode": "planned", "speed": 2.0})
-PAPER = Method("paper", "ERTA paper mode, 2×", "paper", {"mode": "paper", "speed": 2.0})
-BUILTIN = Method("builtin", "ERTA built-in plan, 2×", "planned", {"speed": 2.0, "without_profile": "built-in plan"})
-EASYCACHE = Method("easycache", "EasyCache", "easycache")
-FEWER = Method("fewer", "Fewer steps", "fewer_steps")
 SWEEP = (1.5, 3.0, 4.0)  # further speeds of planned mode, for the figure
-
-
-@dataclass(frozen=True)
-class Job:
-    """One prompt to render: the words and the seed."""
-
-    text: str
-    seed: int
-
-    def changes(self, **others: Any) -> dict[str, Any]:
-        return {"Prompt.text": self.text, "seed": self.seed, **others}
-
-
-@dataclass(frozen=True)
-class Score:
-    """How near a render is to the full one. PSNR and SSIM of the frames; error: relative, of the final latent."""
-
-    psnr: float
-    ssim: float
-    error: float
-
-
-@dataclass
-class Results:
-    """Everything that was rendered: by method key and speed, one render per job."""
-
-    jobs: list[Job]
-    settings: dict[str, Any]
-    target: int = 0
-    threshold: float = 0.0
-    profile: dict[str, Any] = field(default_factory=dict)
-    easycache_pattern: str = ""
-    renders: dict[str, list[Render]] = field(default_factory=dict)
-
-    def scores(self, key: str) -> list[Score]:
-        return [score(full, other) for full, other in zip(self.renders["full"], self.renders[key], strict=True)]
+SHOWN = ("full", "planned", "easycache", "fewer")  # side by side
 
 
 class Progress:
@@ -110,9 +65,9 @@ class Demo:
     """
 
     def __init__(self, studio: Studio, jobs: list[Job], steps: int | None, quick: bool):
-        self.studio, self.jobs, self.quick = studio, jobs, quick
+        self.studio, self.jobs = studio, jobs
         settings = studio.settings("full")
-        self.given = {"steps": steps} if steps else {}
+        self.given: dict[str, Any] = {"steps": steps} if steps else {}
         self.results = Results(jobs, {**settings, **self.given})
         self.steps: int = self.results.settings["steps"]
         self.runs = (1, 1) if quick else (4, 2)  # recorded at output and at blocks level
@@ -158,7 +113,7 @@ class Demo:
         Ties go to more evaluations, in EasyCache's favour.
         """
         job = Job(describe(unseen_prompts(len(self.jobs) + 1)[-1]), 999)
-        low, high = 0.0, 3.0
+        low, high = 0.0, 3.0  # what the node takes
         threshold, found = 0.1, []
         for _ in range(self.tuning):
             changes = {"EasyCache.reuse_threshold": threshold, "EasyCache.verbose": True, **self.given}
@@ -168,8 +123,7 @@ class Demo:
             if distance == 0:
                 break
             low, high = (threshold, high) if render.evaluations > self.results.target else (low, threshold)
-            # Counted in halvings: the useful thresholds lie within a factor of ten.
-            threshold = round((max(low, 0.001) * min(high, 2.0)) ** 0.5, 4)
+            threshold = round((max(low, 0.001) * high) ** 0.5, 4)  # halfway in ratio: small ones matter most
         *_, self.results.threshold, self.results.easycache_pattern = min(found)
 
     def render_all(self) -> None:
@@ -180,7 +134,7 @@ class Demo:
             ("paper", PAPER, self.given),
             ("easycache", EASYCACHE, {**easycache, **self.given}),
             ("fewer", FEWER, {"steps": self.results.target}),
-            *((f"planned-{speed:g}", PLANNED, {"speed": speed, **self.given}) for speed in self.sweep),
+            *((f"planned-{speed:g}", at_speed(speed), self.given) for speed in self.sweep),
         ]
         for number, job in enumerate(self.jobs):
             turned = number % len(entries)  # nobody always comes first
@@ -195,175 +149,27 @@ class Demo:
         return render
 
 
-def score(full: Render, other: Render) -> Score:
-    reference, candidate = full.frames.double().numpy(), other.frames.double().numpy()
-    pairs = zip(reference, candidate, strict=True)
-    similar = [structural_similarity(a, b, channel_axis=-1, data_range=1.0) for a, b in pairs]
-    error = (other.latent - full.latent).norm() / full.latent.norm()
-    same = (reference == candidate).all()
-    psnr = float("inf") if same else float(peak_signal_noise_ratio(reference, candidate, data_range=1.0))
-    return Score(psnr, statistics.mean(map(float, similar)), float(error))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    key: str
-    label: str
-    evaluations: list[int]
-    seconds: float
-    speed_up: float
-    scores: list[Score]
-
-    def cells(self) -> list[str]:
-        counts = sorted(self.evaluations)
-        count = f"{statistics.median_low(counts)}" + (f" ({counts[0]}–{counts[-1]})" if counts[0] < counts[-1] else "")
-        timed = [f"{self.seconds:.2f} s", f"{self.speed_up:.2f}×"]
-        if self.key == "full":
-            return [self.label, count, *timed, "–", "–", "–", "–"]
-        psnr, ssim = [s.psnr for s in self.scores], [s.ssim for s in self.scores]
-        quality = [f"{statistics.median(psnr):.1f} dB", f"{min(psnr):.1f} dB"]
-        return [self.label, count, *timed, *quality, f"{statistics.median(ssim):.3f}", f"{min(ssim):.3f}"]
-
-
-HEADINGS = ("Method", "Evaluations", "Time", "Speed-up", "PSNR median", "worst", "SSIM median", "worst")
-
-
-def rows(results: Results) -> list[Row]:
-    found = []
-    full = [render.seconds for render in results.renders["full"]]
-    for method in (FULL, PLANNED, BUILTIN, PAPER, EASYCACHE, FEWER):
-        renders = results.renders.get(method.key)
-        if renders is None:
-            continue
-        seconds = [render.seconds for render in renders]
-        gains = [a / b for a, b in zip(full, seconds, strict=True)]
-        label = f"{method.label}: {results.target}" if method is FEWER else method.label
-        found.append(
-            Row(
-                method.key,
-                label,
-                [render.evaluations for render in renders],
-                statistics.median(seconds),
-                statistics.median(gains),
-                results.scores(method.key),
-            )
-        )
-    return found
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """Markdown that is also a table to the eye."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    justify: list[Callable[[str, int], str]] = [str.ljust] + [str.rjust] * (len(widths) - 1)
-
-    def draw(line: Sequence[str]) -> str:
-        return "| " + " | ".join(j(cell, width) for j, cell, width in zip(justify, line, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (w + 2) if n == 0 else "-" * (w + 1) + ":" for n, w in enumerate(widths)) + "|"
-    return "\n".join([draw(lines[0]), rule, *map(draw, lines[1:])])
-
-
-def footnotes(results: Results, machine: dict[str, Any]) -> list[str]:
-    settings = results.settings
-    recorded = results.profile["measured"]
-    return [
-        f"{len(results.jobs)} prompts that training never saw, one seed each; {settings['sampler_name']}, "
-        f"{settings['scheduler']}, {settings['steps']} steps, guidance {settings['cfg']:g}; fp32 on {machine['cpus']} "
-        f"CPU cores ({machine['cpu']}), torch {machine['torch']}, ComfyUI {machine['comfyui']}.",
-        "Quality is measured against the full run with the same seed; PSNR over the whole clip, SSIM with "
-        "scikit-image's defaults, mean over the frames. Worst: of all prompts.",
-        "Time: of the sampler node alone, from the server's execution events; median over the prompts. What the node "
-        "does beside the model's evaluations weighs more on this tiny model than on a large one.",
-        f"ERTA planned: with a profile of {recorded['steps']} steps, recorded on another prompt. Built-in plan: no "
-        "profile, rendered before there was one. Paper mode: transformer blocks and timestep adjustment, as published.",
-        f"EasyCache: ComfyUI's own, threshold {results.threshold:g}, tuned on another prompt to the same number of "
-        "evaluations. In fp32 flow models it adds into the sampler's own latent and spoils the picture; here it is "
-        "handed a copy (node Copy for EasyCache), which is how it is meant to work.",
-    ]
-
-
-def machine_facts(studio: Studio) -> dict[str, Any]:
-    system = studio.server.client.system_stats()["system"]
-    return {
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cpu": _cpu_name(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": system["pytorch_version"],
-        "comfyui": system["comfyui_version"],
-    }
-
-
-def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def at_speed(speed: float) -> Method:
+    return replace(PLANNED, label=f"ERTA planned, {speed:g}×", changes={**PLANNED.changes, "speed": speed})
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    columns = ["full", "planned", "easycache", "fewer"]
-    labels = {row.key: row for row in rows(results)}
-    headings = [
-        f"{labels[key].label}\n{labels[key].cells()[1]} evaluations" for key in columns
-    ]  # the second line is smaller
-    scores = {key: results.scores(key) for key in columns}
-    shown = [
-        (
-            job.text,
-            [
-                Cell(
-                    results.renders[key][n].frames,
-                    "reference" if key == "full" else f"PSNR {scores[key][n].psnr:.1f} dB",
-                )
-                for key in columns
-            ],
-        )
-        for n, job in enumerate(results.jobs[:4])
-    ]
-    measured = {2.0: "planned"} | {float(k.removeprefix("planned-")): k for k in results.renders if "planned-" in k}
-    errors = {speed: [s.error for s in results.scores(key)] for speed, key in measured.items()}
+    """The pictures: the first four prompts side by side, and the plan."""
+    found = {row.key: row for row in rows(results)}
+    headings = [f"{found[key].label}\n{found[key].span} evaluations" for key in SHOWN]
+    shown = [(job.text, [_cell(results, key, number) for key in SHOWN]) for number, job in enumerate(results.jobs[:4])]
+    speeds = {2.0: "planned"} | {speed: f"planned-{speed:g}" for speed in SWEEP}
+    errors = {speed: [s.error for s in results.scores(key)] for speed, key in speeds.items() if key in results.renders}
     plan = folder / "plan.png"
     plan_figure(list(strips(results)), results.profile["curve"], errors, plan)
     return [*side_by_side(headings, shown, folder), plan]
 
 
-def strips(results: Results) -> Iterator[Strip]:
-    """Of the first prompt; EasyCache decides anew for each, shown is the one that it was tuned on."""
-    for row in rows(results):
-        render = results.renders[row.key][0]
-        compute = results.easycache_pattern if row.key == "easycache" else render.compute
-        if compute:
-            yield Strip(row.key, row.label, compute, render.steps)
-
-
-def as_json(results: Results, machine: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "machine": machine,
-        "settings": results.settings,
-        "jobs": [{"prompt": job.text, "seed": job.seed} for job in results.jobs],
-        "profile": results.profile,
-        "easycache_threshold": results.threshold,
-        "methods": {
-            key: [
-                {
-                    "evaluations": render.evaluations,
-                    "steps": render.steps,
-                    "seconds": round(render.seconds, 4),
-                    "compute": render.compute,
-                    "psnr": None if score.psnr == float("inf") else round(score.psnr, 3),
-                    "ssim": round(score.ssim, 5),
-                    "error": round(score.error, 6),
-                    "predicted_error": render.report.get("predicted_error"),
-                    "notes": render.report.get("notes"),
-                }
-                for render, score in zip(renders, results.scores(key), strict=True)
-            ]
-            for key, renders in results.renders.items()
-        },
-    }
+def _cell(results: Results, key: str, number: int) -> Cell:
+    full, render = results.renders["full"][number], results.renders[key][number]
+    if key == "full":
+        return Cell(full.frames, "reference")
+    return Cell(render.frames, f"PSNR {score(full, render).psnr:.1f} dB", (render.frames - full.frames).abs())
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

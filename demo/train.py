@@ -1,7 +1,7 @@
 """Train the demo's tiny Wan: ``python -m demo.train``. About an hour on two CPU cores.
 
 ComfyUI's own WanModel, flow matching on procedurally drawn clips. Every random number comes from seeds below, so the
-same versions of torch and ComfyUI give the same checkpoint on the same kind of machine (sums of floats differ elsewhere).
+same versions of torch and ComfyUI give the same checkpoint on one kind of machine; elsewhere sums of floats differ.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def make_model() -> torch.nn.Module:
 
 def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings, norms, head and biases."""
-    matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and n.endswith("weight") and p.ndim == 2]
+    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -123,7 +123,7 @@ def main() -> None:
         if step % 50 == 0:
             spent = time.monotonic() - started
             left = spent / (step + 1) * (given.steps - step - 1)
-            print(f"step {step:6d}  loss {smooth:.4f}  {spent / (step + 1):.3f} s/step  {left / 60:.0f} min left", flush=True)
+            print(f"step {step:6d}  loss {smooth:.4f}  {spent / 60:.0f} min, {left / 60:.0f} min left", flush=True)
         if step % 500 == 499 or step == given.steps - 1:
             save(average, given.output)
 

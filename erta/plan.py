@@ -58,7 +58,8 @@ class Wish:
         _require(self.predictor in PREDICTORS, "predictor", self.predictor, f"one of {', '.join(PREDICTORS)}")
         _require(0.0 <= self.threshold <= 1e3, "threshold", self.threshold, "a number from 0 to 1000")
         for name in ("protect_start", "protect_end", "max_gap", "preset_steps"):
-            _require(0 <= getattr(self, name) <= 1000, name, getattr(self, name), "a whole number from 0 to 1000")
+            value = getattr(self, name)
+            _require(type(value) is int and 0 <= value <= 1000, name, value, "a whole number from 0 to 1000")
         fits = all(0 <= step < self.preset_steps for step in self.preset) and len(self.preset) <= 1000
         _require(fits, "preset", self.preset, "steps below preset_steps")
 
@@ -96,10 +97,10 @@ class Plan:
     sigmas: (M,) where each evaluation is expected. compute: (M,), True = computed. coefficients: (M,) of tuples;
     weights of the newest computed features, newest first; at a computed evaluation those of the prediction that the
     correction compares with, () where there is none. offsets: (M,) added constants. corrections: (M,) u, 0 for none.
-    restarts: evaluations from which on older features are not used. schedule: the adjusted sigmas to sample on with the trailing
-    one, () for the nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's relative
-    error, () where nothing was measured. profile and model: digests of the profile and the model it was made
-    for, or "". notes: what to tell.
+    restarts: evaluations from which on older features are not used. schedule: the adjusted sigmas to sample on, with
+    the trailing one, () for the nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's
+    relative error, () where nothing was measured. profile and model: digests of what it was made for, or "". notes:
+    what to tell.
     """
 
     wish: Wish
@@ -155,9 +156,10 @@ def plan_from_json(text: str) -> Plan:
     """Read a plan from a stranger's workflow. Every field is checked; raises PlanError and nothing else."""
     content = _object(text)
     _field(content.pop("format", None) == FORMAT, "format", f"must be {FORMAT!r}")
-    _field(content.pop("version", None) == VERSION, "version", f"must be {VERSION}; update the pack or clear the plan")
+    version = content.pop("version", None)
+    _field(type(version) is int and version == VERSION, "version", f"must be {VERSION}; update the pack")
     names = {f.name for f in fields(Plan)} - {"notes"}
-    _field(set(content) == names, "fields", f"differ: {sorted(map(str, set(content) ^ names))[:5]}")
+    _field(set(content) == names, "fields", f"differ: {sorted(name[:40] for name in set(content) ^ names)[:5]}")
     compute = content["compute"]
     _field(isinstance(compute, str) and set(compute) <= {"0", "1"}, "compute", "must be a text of 0 and 1")
     count = len(compute)

@@ -1,6 +1,6 @@
 """From a profile, a sampler's response and a wish to a Plan.
 
-Everything here is arithmetic on small tables: milliseconds, deterministic, no model.
+Everything here is arithmetic on small tables: a tenth of a second, deterministic, no model.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from .schedules import (
 )
 from .timesteps import adjusted, phi
 
+# A relative error that says no more than "lost"; a run whose latent is all zero would have an infinite one.
+MAX_ERROR = 1e6
+
 # Below this there is nothing between the ends that could be predicted from anything.
 MIN_EVALUATIONS = 6
 
@@ -44,7 +47,7 @@ def make_plan(
     wish: Wish,
     edges: Sequence[float] = (),
 ) -> Plan:
-    """Plan one run. Milliseconds; no randomness.
+    """Plan one run. No randomness.
 
     schedule: (N + 1,) the run's nominal sigmas. respond: the sampler's response on given sigmas; its UnknownResponse
     passes through. profile: of the same model; resampled over sigma where its evaluations lie elsewhere. edges: sigmas
@@ -270,7 +273,7 @@ def _expected_error(
     total = np.sum([gap.weights * weight[t] for _, t, gap in worked], axis=0)
     assert gaps.grams is not None
     scale = np.array([max(table.latent_rms, 1e-12) for table in profile.tables])
-    relative = np.sqrt(mean_squares(total, gaps.grams)) / scale
+    relative = np.minimum(np.sqrt(mean_squares(total, gaps.grams)) / scale, MAX_ERROR)
     median, worst = rounded([np.median(relative), relative.max()])
     return (median, worst)
 

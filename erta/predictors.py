@@ -22,6 +22,9 @@ History = tuple[int, ...]
 # A line is not drawn further than this many times the distance of its two points: past that it amplifies rounding.
 MAX_EXTRAPOLATION = 16.0
 
+# An affine fit beyond this comes from a feature that is nearly constant, and fits its rounding.
+MAX_SCALE = 64.0
+
 
 class Prediction(NamedTuple):
     """F_i is taken as ``sum_k coefficients[k] * F[history[k]] + offset``."""
@@ -104,6 +107,8 @@ def _affine_fit(gram: np.ndarray, s: int, i: int, one: int) -> tuple[float, floa
         return 1.0, 0.0
     covariance = gram[s, i] / count - mean_s * mean_i
     scale = covariance / variance
+    if abs(scale) > MAX_SCALE:
+        return 1.0, 0.0
     return float(scale), float(mean_i - scale * mean_s)
 
 
@@ -230,8 +235,9 @@ class GapModel:
         """Least squares over the recorded runs, shrunk towards the closed-form shape by leaving one run out."""
         if self.grams is None or len(self.grams) < 2:
             return shape
-        along = np.einsum("i,rij,j->r", seen, self.grams, error)
-        length = np.einsum("i,rij,j->r", seen, self.grams, seen)
+        where = np.flatnonzero(np.abs(seen) + np.abs(error))
+        part = self.grams[:, where[:, None], where] @ np.stack([error[where], seen[where]], axis=1)
+        along, length = (seen[where] @ part).T
         rest = length.sum() - length
         if not (length.sum() > 0.0 and np.all(rest > 0.0)):
             return shape

@@ -33,7 +33,7 @@ class Replay:
         correction = self.plan.corrections[i] if i < len(self.plan.compute) else 0.0
         predicted = self._combine(i, key) if correction else None
         past = self._past.setdefault(key, [])
-        if past and past[0][1].shape != feature.shape:
+        if past and (past[0][1].shape != feature.shape or past[0][1].device != feature.device):
             past.clear()
         if self._depth:
             past.insert(0, (i, feature))

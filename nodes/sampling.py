@@ -100,6 +100,11 @@ class ERTATimestepAdjuster(io.ComfyNode):
             raise ValueError("Timestep Adjuster: the model has no ERTA Cache. Connect the output of ERTA Cache.")
         if task.profile is None:
             raise ValueError("Timestep Adjuster: the ERTA Cache has no profile. Connect one to its profile input.")
+        if task.wish.timesteps:
+            raise ValueError(
+                "Timestep Adjuster: the ERTA Cache adjusts the timesteps itself. Set its timesteps to off, or connect "
+                "the sigmas to the sampler directly."
+            )
         moved = adjusted_schedule(sigmas.cpu().double().numpy(), task.profile, task.wish)
         return io.NodeOutput(torch.from_numpy(np.asarray(moved)).to(sigmas))
 

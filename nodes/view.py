@@ -24,8 +24,9 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
     """The profile in short, and the error to expect at each speed (the curve that one turns the knob on)."""
     curve = [{"speed": speed, **_expected(profile, speed)} for speed in _SPEEDS]
     measured = profile.measured
+    runs = f"{profile.runs} run{'s' if profile.runs > 1 else ''}"
     lines = [
-        f"profile {name}: {measured.model_class}, {profile.runs} run{'s'[: profile.runs > 1]} of {measured.steps} steps",
+        f"profile {name}: {measured.model_class}, {runs} of {measured.steps} steps",
         f"{measured.sampler} {measured.scheduler}, guidance {measured.guidance}, {measured.level} level",
         *(f"{c['speed']:g}x: predicted error {c['median']:.2%}, worst {c['worst']:.2%}" for c in curve if c["median"]),
         *(note for report in reports for note in report.notes),

@@ -50,7 +50,7 @@ def read_motion(weights: torch.Tensor) -> str:
 
 def template(shape: str, weights: torch.Tensor) -> torch.Tensor:
     """(T, H, W): the shape drawn with the area and the centroid of each frame's foreground."""
-    frames, height, width = weights.shape
+    _frames, height, width = weights.shape
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     unit = (torch.arange(400) + 0.5) / 100 - 2
     inside = shape_distance(shape, unit[None], unit[:, None], torch.tensor(1.0)) < 0

@@ -19,11 +19,17 @@ def wan(comfy_pack: ModuleType) -> Any:
 
 
 def make_wan(dtype: torch.dtype, blocks: int = 2) -> Any:
-    import comfy.ldm.wan.model
-    import comfy.ops
     import comfy.sd
 
-    generator = torch.Generator().manual_seed(7)
+    return comfy.sd.load_diffusion_model_state_dict(wan_weights(blocks), model_options={"dtype": dtype})
+
+
+def wan_weights(blocks: int = 2, seed: int = 7) -> dict[str, torch.Tensor]:
+    """Random weights of a Wan2.1 T2V of width 128."""
+    import comfy.ldm.wan.model
+    import comfy.ops
+
+    generator = torch.Generator().manual_seed(seed)
     shape = comfy.ldm.wan.model.WanModel(
         dim=128, ffn_dim=128, num_heads=1, num_layers=blocks, text_dim=4096, operations=comfy.ops.disable_weight_init
     )
@@ -35,7 +41,7 @@ def make_wan(dtype: torch.dtype, blocks: int = 2) -> Any:
     weights["head.head.weight"] *= 10.0
     weights["patch_embedding.weight"] *= 5.0
     weights["time_projection.1.weight"] *= 3.0
-    return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": dtype})
+    return weights
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,9 @@ def test_other_models_lora_refuses_a_connected_profile(wan, sample, store, recor
     assert not reports[0].predicted_error, "with none connected it does not count as fitting"
 
 
-@pytest.mark.parametrize("changed", [{"steps": 20}, {"cfg": 4.0}, {"scheduler": "normal"}, {"sampler_name": "dpmpp_2m"}])
+@pytest.mark.parametrize(
+    "changed", [{"steps": 20}, {"cfg": 4.0}, {"scheduler": "normal"}, {"sampler_name": "dpmpp_2m"}]
+)
 def test_other_settings_are_used_and_said(wan, sample, store, recorded, changed):
     model, reports = cached(wan, store, Wish(speed=2.0), recorded())
     sample(model, **changed)

@@ -140,6 +140,7 @@ def test_wish_refuses_and_names_the_field(field: str, value: object) -> None:
 def test_wish_auto_chooses_from_what_mode_profile_and_sampler_allow() -> None:
     assert Wish().candidates(measured=False, stochastic=False) == ("linear",)
     assert Wish().candidates(measured=False, stochastic=True) == ("hold",)
+    assert Wish().candidates(measured=True, stochastic=False) == ("linear",)
     assert set(Wish().candidates(measured=True, stochastic=True)) == {"linear", "hold"}
     assert Wish(mode="paper").candidates(measured=True, stochastic=False) == ("affine",)
     assert Wish(mode="paper").candidates(measured=False, stochastic=False) == ("hold",)

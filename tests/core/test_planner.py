@@ -177,9 +177,12 @@ def test_plan_is_the_best_of_all_schedules_by_its_own_criterion() -> None:
     assert len({round(score(c), 15) for c in candidates}) > 10, "otherwise any would do"
 
 
-def test_auto_takes_the_predictor_whose_best_schedule_errs_less() -> None:
+def stochastic_euler(schedule: np.ndarray) -> Response:
+    return replace(euler_response(schedule), stochastic=True)
+
+
+def test_with_a_stochastic_sampler_the_predictor_that_errs_less_is_taken() -> None:
     """On smooth features the line; where every feature is noise around one mean, a line only amplifies it."""
-    assert plan_for(Wish(2.0)) == replace(plan_for(Wish(2.0, predictor="linear")), wish=Wish(2.0))
     rng = np.random.default_rng(1)
     tables = []
     for run in range(2):
@@ -187,19 +190,17 @@ def test_auto_takes_the_predictor_whose_best_schedule_errs_less() -> None:
         for i, feature in enumerate(rng.normal(size=(24, 200)) * 0.1 + rng.normal(size=200)):
             recorder.observe(i, "guided", torch.from_numpy(feature))
         tables += recorder.tables(run, RMS)
-    noisy = Profile(MEASURED, tuple(tables))
     wish = Wish(2.0, corrector=False)
-    assert plan_for(wish, noisy) == replace(plan_for(replace(wish, predictor="hold"), noisy), wish=wish)
+    for profile, better in [(Profile(MEASURED, tuple(tables)), "hold"), (PROFILE, "linear")]:
+        found = make_plan(SCHEDULE, stochastic_euler, profile, wish)
+        expected = make_plan(SCHEDULE, stochastic_euler, profile, replace(wish, predictor=better))
+        assert found == replace(expected, wish=wish), better
 
 
-def test_without_a_profile_a_stochastic_sampler_is_held() -> None:
-    def respond(schedule: np.ndarray) -> Response:
-        return replace(euler_response(schedule), stochastic=True)
-
-    plan = make_plan(SCHEDULE, respond, None, Wish(2.0))
-    assert {len(c) for c, computed in zip(plan.coefficients, plan.compute, strict=True) if not computed} == {1}
-    plain = plan_for(Wish(2.0), None)
-    assert 2 in {len(c) for c, computed in zip(plain.coefficients, plain.compute, strict=True) if not computed}
+def test_without_a_profile_a_stochastic_sampler_is_held_and_any_other_gets_the_line() -> None:
+    for respond, terms in [(stochastic_euler, {1}), (euler_response, {1, 2})]:  # the first gap has one node only
+        plan = make_plan(SCHEDULE, respond, None, Wish(2.0))
+        assert {len(c) for c, computed in zip(plan.coefficients, plan.compute, strict=True) if not computed} == terms
 
 
 def test_threshold_is_the_papers_walk() -> None:

@@ -149,6 +149,15 @@ def test_changed_shape_is_computed_until_the_history_is_back() -> None:
     assert held.shape == (2,)
 
 
+def test_history_of_two_shapes_is_no_history() -> None:
+    """The one-element feature would even broadcast; 3 was computed at another shape than 1, so 4 is computed too."""
+    replay = Replay(plan_of("110100", {2: (2.0, -1.0), 4: (2.0, -1.0), 5: (2.0, -1.0)}))
+    replay.observe(0, KEY, feature(10))
+    replay.observe(1, KEY, feature(12))
+    replay.observe(3, KEY, feature(20, (1,)))
+    assert replay.predict(4, KEY) is None
+
+
 def test_evaluations_beyond_the_plan_are_computed() -> None:
     replay = Replay(plan_of("10", {1: (1.0,)}))
     replay.observe(0, KEY, feature(10))
@@ -295,7 +304,7 @@ def test_same_run_twice_is_bit_identical() -> None:
 
 
 def test_plan_of_a_line_in_sigma_reuses_it_without_error() -> None:
-    """Built-in plan, features linear in sigma: every reused evaluation is right and every correction changes nothing."""
+    """Built-in plan, features linear in sigma: what is reused is right, and no correction changes anything."""
     schedule = np.linspace(1, 0, 13)
     plan = make_plan(schedule, euler_response, None, Wish(2.0))
     a, b = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

@@ -53,7 +53,7 @@ def test_factors_of_one_leave_the_schedule_as_it_is(shift: float) -> None:
 
 
 def test_adjusted_by_hand() -> None:
-    """1, .75, .5, .25, 0. Step 0 halved: to .875. What remains, .875, over the nominal .75 stretches the rest by 7/6."""
+    """1, .75, .5, .25, 0. Step 0 halved: to .875. The .875 left over the nominal .75 stretch the rest by 7/6."""
     moved = adjusted(np.array([1, 0.75, 0.5, 0.25, 0]), np.array([0.5, 1, 1, 1]))
     np.testing.assert_allclose(moved, [1, 0.875, 0.875 - 0.25 * 7 / 6, 0.25 * 7 / 6, 0], rtol=1e-14)
 

@@ -13,7 +13,8 @@ from PIL import Image
 from ertacache.demo import run as demo
 from ertacache.demo.client import ServerError
 from ertacache.demo.graphs.make import HERE, NAMES, PROFILE_PROMPT, text, workflow
-from ertacache.demo.methods import Method, Render, Studio
+from ertacache.demo.methods import EASYCACHE, FULL, Render, Studio
+from ertacache.demo.results import score
 from ertacache.demo.server import ComfyServer
 from ertacache.demo.tiny_wan.clips import FRAMES, SIZE, held_out, unseen_prompts
 from ertacache.demo.tiny_wan.words import describe, parse
@@ -87,18 +88,18 @@ def easycache(studio: Studio, copied: bool, threshold: float = 0.3) -> Render:
     changes: dict[str, Any] = {"EasyCache.reuse_threshold": threshold, "EasyCache.verbose": True, "steps": 30}
     if not copied:
         changes["EasyCache.model"] = ["1", 0]
-    return studio.render(Method("easycache", "EasyCache", "easycache"), changes)
+    return studio.render(EASYCACHE, changes)
 
 
 def test_t1_easycache_spoils_an_fp32_flow_model_unless_it_is_handed_a_copy(studio: Studio):
-    full = studio.render(Method("full", "Full run", "full"), {"steps": 30})
-    with_copy, without = (demo.score(full, easycache(studio, copied)) for copied in (True, False))
+    full = studio.render(FULL, {"steps": 30})
+    with_copy, without = (score(full, easycache(studio, copied)) for copied in (True, False))
     assert with_copy.psnr > without.psnr + 6.0, (with_copy, without)
     assert with_copy.error < 0.5 * without.error
 
 
 def test_the_copy_changes_nothing_where_nothing_is_reused(studio: Studio):
-    full = studio.render(Method("full", "Full run", "full"), {"steps": 30})
+    full = studio.render(FULL, {"steps": 30})
     untouched = easycache(studio, copied=True, threshold=0.0)
     assert untouched.evaluations == 30
     assert torch.equal(untouched.latent, full.latent)

@@ -1,0 +1,367 @@
+"""The nodes in a real server, on a tiny Wan with random weights: what an artist does, and what a stranger may try."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from ertacache.demo.server import ComfyServer, Event, PromptError, WorkflowError, WorkflowInterrupted
+
+STEPS = 12
+SETTINGS = {"steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+HOSTILE = [
+    "../x",
+    "..",
+    "/tmp/erta-outside",
+    "C:\\x",
+    "\\\\host\\share",
+    "a\0b",
+    "CON",
+    "nul.txt",
+    "x" * 300,
+    "",
+    ".hidden",
+    "%2e%2e%2fx",
+    "․․/x",  # noqa: RUF001 - U+2024, a look-alike of the dot
+    "рrofile",  # noqa: RUF001 - a Cyrillic first letter
+    "name\n",
+]
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}
+
+
+class Bench:
+    """One server and one model of its own, whose profiles therefore fit nobody else's."""
+
+    def __init__(self, server: ComfyServer, model: str):
+        self.server, self.model = server, model
+
+    def graph(self, **nodes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The nodes with a model, two prompts and an empty latent beside them."""
+        return {
+            "model": node("UNETLoader", unet_name=self.model, weight_dtype="default"),
+            "yes": node("ERTADemoPrompt", text="a red circle moving right on a dark background"),
+            "no": node("ERTADemoPrompt", text=""),
+            "empty": node("ERTADemoEmptyLatent", batch_size=1),
+            **nodes,
+        }
+
+    def run(self, extra: dict[str, Any] | None = None, hear: Any = None, **nodes: dict[str, Any]) -> dict[str, Any]:
+        outputs: dict[str, Any] = self.server.client.run(self.graph(**nodes), extra, hear)["outputs"]
+        return outputs
+
+    def latent(self, outputs: dict[str, Any], at: str = "save") -> torch.Tensor:
+        return safetensors.torch.load(self.server.client.view(**outputs[at]["latents"][0]))["latent_tensor"]
+
+    def workflow(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """The UI workflow in the file that was saved."""
+        (entry,) = outputs["save"]["latents"]
+        with safetensors.safe_open(self.server.base / "output" / entry["filename"], "pt") as file:
+            return json.loads(file.metadata()["workflow"])
+
+    def heard(self, event: str) -> list[Any]:
+        return [one.data for one in self.server.client.events if one.type == event]
+
+    @property
+    def store(self) -> Path:
+        return self.server.base / "user" / "default" / "ertacache"
+
+    def files(self) -> set[Path]:
+        """All that lies in the server's folders; the packs in custom_nodes are links, which are not followed."""
+        return set(self.server.base.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def make_bench(server: ComfyServer, comfy: ModuleType) -> Callable[[], Bench]:
+    from ertacache.tests.comfy.conftest import wan_weights
+
+    seeds = count(100)
+
+    def make() -> Bench:
+        seed = next(seeds)
+        name = f"random_wan_{seed}.safetensors"
+        target = server.base / "models" / "diffusion_models" / name
+        safetensors.torch.save_file(wan_weights(seed=seed), target)
+        return Bench(server, name)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bench(make_bench: Callable[[], Bench]) -> Bench:
+    return make_bench()
+
+
+def sampling(model: str = "model", **more: Any) -> dict[str, Any]:
+    """Inputs of KSampler and of the nodes like it."""
+    links = {"model": [model, 0], "positive": ["yes", 0], "negative": ["no", 0], "latent_image": ["empty", 0]}
+    return {**SETTINGS, **links, "seed": 5, **more}
+
+
+def cached(speed: float = 2.0, mode: str = "planned", **more: Any) -> dict[str, Any]:
+    return node("ERTACachedSampler", **sampling(**{"speed": speed, "mode": mode, **more}))
+
+
+def full(model: str = "model", **more: Any) -> dict[str, Any]:
+    return node("KSampler", **sampling(model, **more))
+
+
+def save(of: str = "sampler") -> dict[str, Any]:
+    return node("SaveLatent", samples=[of, 0], filename_prefix="nodes")
+
+
+def profiling(name: str, **more: Any) -> dict[str, Any]:
+    return node("ERTAProfile", **sampling(**{"runs": 2, "name": name, **more}))
+
+
+def report(outputs: dict[str, Any], at: str = "sampler") -> dict[str, Any]:
+    (found,) = outputs[at]["erta"]
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def profiled(bench: Bench) -> dict[str, Any]:
+    """Outputs of a profile of two runs, kept as "mine", and of the sampler that it is connected to."""
+    return bench.run(profile=profiling("mine"), sampler=cached(profile=["profile", 0]), save=save())
+
+
+def test_a_profile_is_measured_kept_and_followed(bench: Bench, profiled: dict[str, Any]):
+    assert (bench.store / "mine.safetensors").stat().st_size < 40_000
+    assert report(profiled)["computed"] == STEPS // 2
+    assert report(profiled)["evaluations"] == STEPS
+    assert len(report(profiled)["predicted_error"]) == 2
+    assert json.loads(report(profiled)["plan"])["compute"] == report(profiled)["compute"]
+    profile = report(profiled, "profile")
+    assert profile["name"] == "mine" and profile["measured"]["steps"] == STEPS
+    halved = next(point for point in profile["curve"] if point["speed"] == 2.0)
+    assert (halved["computed"], halved["of"]) == (STEPS // 2, STEPS)
+
+
+def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
+    for shown in profiled.values():
+        json.dumps(shown, allow_nan=False)
+    assert f"{STEPS // 2} of {STEPS} evaluations computed" in profiled["sampler"]["text"][0]
+    assert "profile mine" in profiled["profile"]["text"][0]
+
+
+def test_a_kept_profile_is_loaded_by_its_name(bench: Bench, profiled: dict[str, Any]):
+    outputs = bench.run(
+        profile=node("ERTALoadProfile", name="mine"), sampler=cached(profile=["profile", 0]), save=save()
+    )
+    assert torch.equal(bench.latent(outputs), bench.latent(profiled))
+    assert report(outputs, "profile")["digest"] == report(profiled, "profile")["digest"]
+
+
+@pytest.mark.parametrize("name", ["absent", *HOSTILE])
+def test_a_missing_profile_is_refused_before_anything_runs(bench: Bench, name: str):
+    with pytest.raises(PromptError, match="not on this machine"):
+        bench.run(profile=node("ERTALoadProfile", name=name), sampler=cached(profile=["profile", 0]), save=save())
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_profile_name_is_refused_before_anything_runs(bench: Bench, name: str):
+    before = bench.files()
+    with pytest.raises(PromptError, match="profile name"):
+        bench.run(profile=profiling(name))
+    assert bench.files() == before
+
+
+def test_a_hostile_profile_name_that_comes_by_a_link_is_refused_before_it_renders(bench: Bench):
+    before = bench.files()
+    with pytest.raises(WorkflowError, match="profile name") as caught:
+        bench.run(text=node("PrimitiveString", value="../x"), profile=profiling(["text", 0]))
+    assert caught.value.node_id == "profile"
+    assert not bench.heard("progress")
+    assert bench.files() == before
+
+
+def test_cancelling_a_profile_keeps_nothing(bench: Bench):
+    before = bench.files()
+
+    def cancel(event: Event) -> None:
+        if event.type == "progress" and event.data["value"] == 3:
+            bench.server.client.interrupt()
+
+    with pytest.raises(WorkflowInterrupted):
+        bench.run(hear=cancel, profile=profiling("cancelled", steps=500, runs=8))
+    assert bench.files() == before
+
+
+def test_the_first_render_measures_and_the_next_are_fast(make_bench: Callable[[], Bench]):
+    bench = make_bench()
+    reports = []
+    for seed in (1, 2, 3):
+        outputs = bench.run(sampler=cached(seed=seed), save=save())
+        reports.append(report(outputs))
+    assert [one["computed"] for one in reports] == [STEPS, STEPS // 2, STEPS // 2]
+    assert "the next render is fast" in reports[0]["text"]
+    assert reports[1]["compute"] == reports[2]["compute"]
+    assert len(reports[1]["predicted_error"]) == 2
+
+
+def test_a_patched_model_from_the_servers_cache_works_each_time(bench: Bench, profiled: dict[str, Any]):
+    """T16: only the seed changes, so the ERTA node itself is not run again. All runs have the same plan."""
+    plans, latents = [], []
+    for turn, seed in enumerate((11, 12, 13)):
+        patch = node("ERTACache", model=["model", 0], speed=2.0, mode="planned", profile=["profile", 0])
+        outputs = bench.run(
+            profile=node("ERTALoadProfile", name="mine"), patch=patch, sampler=full("patch", seed=seed), save=save()
+        )
+        (kept,) = bench.heard("execution_cached")
+        assert ("patch" in kept["nodes"]) == (turn > 0)
+        (told,) = bench.heard("ertacache.report")
+        assert told["node"] == "patch"
+        assert told["report"]["computed"] == STEPS // 2
+        plans.append(told["report"]["plan"])
+        latents.append(bench.latent(outputs))
+    assert len(set(plans)) == 1
+    assert not torch.equal(latents[0], latents[1])
+
+
+def test_the_patch_and_the_sampler_render_the_same(bench: Bench, profiled: dict[str, Any]):
+    patch = node("ERTACache", model=["model", 0], speed=2.0, mode="planned", profile=["profile", 0])
+    outputs = bench.run(profile=node("ERTALoadProfile", name="mine"), patch=patch, sampler=full("patch"), save=save())
+    assert torch.equal(bench.latent(outputs), bench.latent(profiled))
+
+
+def custom(sigmas: str, model: str = "patch") -> dict[str, Any]:
+    links = {"model": [model, 0], "positive": ["yes", 0], "negative": ["no", 0], "latent_image": ["empty", 0]}
+    return node(
+        "SamplerCustom", **links, add_noise=True, noise_seed=5, cfg=3.0, sampler=["euler", 0], sigmas=[sigmas, 0]
+    )
+
+
+def paper_graph(timesteps: str) -> dict[str, Any]:
+    """The paper's mode with its timestep adjustment as a node of its own."""
+    links = {"model": ["model", 0], "profile": ["profile", 0]}
+    return {
+        "profile": profiling("paper", level="blocks"),
+        "patch": node("ERTACache", **links, speed=2.0, mode="paper", timesteps=timesteps),
+        "plain": node("BasicScheduler", model=["model", 0], scheduler="simple", steps=STEPS, denoise=1.0),
+        "moved": node("ERTATimestepAdjuster", model=["patch", 0], sigmas=["plain", 0]),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+    }
+
+
+def test_the_timestep_adjuster_moves_the_sigmas_of_a_custom_sampler(bench: Bench):
+    adjusted = bench.run(**paper_graph("off"), sampler=custom("moved"), save=save())
+    (moved,) = bench.heard("ertacache.report")
+    bench.run(**paper_graph("off"), sampler=custom("plain"), save=save())
+    (plain,) = bench.heard("ertacache.report")
+    assert moved["report"]["computed"] == plain["report"]["computed"] == STEPS // 2
+    pairs = list(zip(moved["report"]["sigmas"], plain["report"]["sigmas"], strict=True))
+    assert all(ours >= theirs - 1e-6 for ours, theirs in pairs), "reused steps are shorter"
+    assert any(ours > theirs + 1e-4 for ours, theirs in pairs)
+    by_cache = bench.run(**paper_graph("on"), sampler=custom("plain"), save=save())
+    (same,) = bench.heard("ertacache.report")
+    assert same["report"]["sigmas"] == pytest.approx(moved["report"]["sigmas"], rel=1e-5)
+    difference = bench.latent(adjusted) - bench.latent(by_cache)
+    assert difference.norm() < 0.01 * bench.latent(by_cache).norm()
+
+
+def test_timesteps_are_not_adjusted_twice(bench: Bench):
+    with pytest.raises(WorkflowError, match=r"timesteps.* off"):
+        bench.run(**paper_graph("auto"), sampler=custom("moved"), save=save())
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_the_timestep_adjuster_needs_a_cache_with_a_profile(bench: Bench, patched: bool):
+    nodes = paper_graph("off")
+    del nodes["patch"]["inputs"]["profile"], nodes["profile"]
+    if not patched:
+        nodes["moved"]["inputs"]["model"] = ["model", 0]
+    with pytest.raises(WorkflowError, match="has no profile" if patched else "has no ERTA Cache") as caught:
+        bench.run(**nodes, sampler=custom("moved"), save=save())
+    assert caught.value.node_id == "moved" and "Connect" in caught.value.message
+
+
+def test_another_models_profile_is_refused_with_the_remedy(make_bench: Callable[[], Bench], profiled: dict[str, Any]):
+    other = make_bench()
+    with pytest.raises(WorkflowError, match=r"weights: the profile was measured on .*Record a new profile"):
+        other.run(profile=node("ERTALoadProfile", name="mine"), sampler=cached(profile=["profile", 0]), save=save())
+
+
+def test_speed_one_is_ksampler_to_the_bit(bench: Bench):
+    outputs = bench.run(sampler=cached(1.0), reference=full(), save=save(), kept=save("reference"))
+    assert torch.equal(bench.latent(outputs), bench.latent(outputs, "kept"))
+    assert report(outputs)["reused"] == 0
+
+
+def test_of_two_caches_in_a_row_the_last_one_counts(bench: Bench, profiled: dict[str, Any]):
+    links = {"mode": "planned", "profile": ["profile", 0]}
+    outputs = bench.run(
+        profile=node("ERTALoadProfile", name="mine"),
+        first=node("ERTACache", model=["model", 0], speed=4.0, **links),
+        second=node("ERTACache", model=["first", 0], speed=2.0, **links),
+        sampler=full("second"),
+        save=save(),
+    )
+    (told,) = bench.heard("ertacache.report")
+    assert (told["node"], told["report"]["computed"]) == ("second", STEPS // 2)
+    assert torch.equal(bench.latent(outputs), bench.latent(profiled))
+
+
+def test_two_samplers_in_a_row_have_a_run_and_a_report_each(bench: Bench, profiled: dict[str, Any]):
+    outputs = bench.run(
+        profile=node("ERTALoadProfile", name="mine"),
+        first=cached(profile=["profile", 0]),
+        sampler=cached(profile=["profile", 0], latent_image=["first", 0], denoise=0.5, speed=1.5),
+        kept=save("first"),
+        save=save(),
+    )
+    assert report(outputs, "first")["computed"] == STEPS // 2
+    assert 0 < report(outputs)["reused"] < report(outputs)["evaluations"] == STEPS
+    assert torch.equal(bench.latent(outputs, "kept"), bench.latent(profiled))
+    assert not torch.equal(bench.latent(outputs), bench.latent(outputs, "kept"))
+
+
+def test_an_impossible_wish_is_refused_in_words(bench: Bench, profiled: dict[str, Any]):
+    with pytest.raises(PromptError, match="speed"):
+        bench.run(sampler=cached(0.5), save=save())
+    with pytest.raises(WorkflowError, match=r"'renamed' does not ship with this version; choose one of"):
+        bench.run(sampler=cached(preset="renamed"), save=save())
+    with pytest.raises(WorkflowError, match="speed"):
+        bench.run(sampler=cached(float("nan")), save=save())
+
+
+def as_drawn() -> dict[str, Any]:
+    """The least of a UI workflow: our node and its widgets, the plan last."""
+    return {"workflow": {"nodes": [{"id": "sampler", "type": "ERTACachedSampler", "widgets_values": [5, "fixed", ""]}]}}
+
+
+def test_a_saved_file_renders_the_same_where_the_profile_is_gone(make_bench: Callable[[], Bench]):
+    bench = make_bench()
+    bench.run(sampler=cached(seed=1), save=save())
+    first = bench.run(as_drawn(), sampler=cached(), save=save())
+    carried = bench.workflow(first)["nodes"][0]["widgets_values"][-1]
+    assert carried == report(first)["plan"]
+    for line in report(first)["notes"]:
+        if line.startswith("profile "):
+            (bench.store / f"{line.split()[1]}.safetensors").unlink()
+    again = bench.run(sampler=cached(plan=carried), save=save())
+    assert "plan carried by the workflow" in report(again)["notes"]
+    assert torch.equal(bench.latent(again), bench.latent(first))
+    assert report(again)["plan"] == carried
+    without = bench.run(sampler=cached(), save=save())
+    assert report(without)["computed"] == STEPS, "without the plan it is measured anew"
+
+
+def test_nothing_asked_means_nothing_run(bench: Bench, profiled: dict[str, Any]):
+    """The same prompt once more, as when Queue is pressed and nothing was changed."""
+    graph = {"sampler": cached(seed=77, without_profile="built-in plan"), "save": save()}
+    bench.run(as_drawn(), **graph)
+    again = bench.run(as_drawn(), **graph)
+    (kept,) = bench.heard("execution_cached")
+    assert "sampler" in kept["nodes"]
+    assert report(again)["reused"] > 0, "the report of the run that made it"
