@@ -77,6 +77,7 @@ function carry(widget) {
 function addReport(node) {
   const area = document.createElement("textarea");
   area.className = "comfy-multiline-input";
+  area.style.cssText = "box-sizing: border-box; width: 100%; height: 100%; min-height: 80px"; // Nodes 2.0 gives no size
   area.readOnly = true;
   area.placeholder = "The report of the run appears here.";
   area.setAttribute("aria-label", "ERTA report");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -365,3 +366,8 @@ def test_nothing_asked_means_nothing_run(bench: Bench, profiled: dict[str, Any])
     (kept,) = bench.heard("execution_cached")
     assert "sampler" in kept["nodes"]
     assert report(again)["reused"] > 0, "the report of the run that made it"
+
+
+def test_the_front_end_part_is_served(server: ComfyServer):
+    with urllib.request.urlopen(f"{server.url}/extensions/ertacache/ertacache.js") as answer:
+        assert b"registerExtension" in answer.read()
