@@ -183,13 +183,15 @@ class Gap(NamedTuple):
 
     predictions: for each reused evaluation. correction: u, with which the sampler is handed F_t + u (F_t - F^_t);
     0 for none. closing: the prediction F^_t that u needs. weights: (M + 1,) what is left of the position error at the
-    end of the trajectory (true minus used).
+    end of the trajectory (true minus used). arriving: (M + 1,) the position error with which the sampler arrives at t,
+    before anything is corrected; at the end of the run that is the same.
     """
 
     predictions: tuple[Prediction, ...]
     correction: float
     closing: Prediction | None
     weights: np.ndarray
+    arriving: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -211,19 +213,19 @@ class GapModel:
         count, influence = self.response.evaluations, self.response.end
         gap = range(history[0] + 1, t)
         predictions = tuple(self.predictor(history, i) for i in gap)
-        error = np.zeros(count + 1)
-        for i, prediction in zip(gap, predictions, strict=True):
-            error += influence[i] * _miss(count, history, i, prediction)
+        misses = np.array([_miss(count, history, i, p) for i, p in zip(gap, predictions, strict=True)])
+        misses = misses.reshape(len(gap), count + 1)
+        error, arriving = influence[list(gap)] @ misses, self.response.influence[list(gap), t] @ misses
         if not (self.corrector and predictions and self._can_correct(gap, t)):
-            return Gap(predictions, 0.0, None, error)
+            return Gap(predictions, 0.0, None, error, arriving)
         closing = self.predictor(history, t)
         seen = _miss(count, history, t, closing)
         nodes = history[: len(closing.coefficients)]
         weight = self._fit(error, seen, shape_weight(self.response.sigmas, influence, nodes, gap, t))
         correction = weight / influence[t]
         if correction == 0.0 or abs(correction) > 4 * len(gap):
-            return Gap(predictions, 0.0, None, error)
-        return Gap(predictions, float(correction), closing, error - weight * seen)
+            return Gap(predictions, 0.0, None, error, arriving)
+        return Gap(predictions, float(correction), closing, error - weight * seen, arriving)
 
     def _can_correct(self, gap: range, t: int) -> bool:
         """Whether output t tells the gap's error and still moves the final latent enough to make up for it."""

@@ -12,6 +12,7 @@ import torch
 
 from ertacache.erta.plan import Plan, Wish
 from ertacache.erta.planner import (
+    FEEDBACK,
     MIN_EVALUATIONS,
     POWER,
     adjusted_schedule,
@@ -21,7 +22,7 @@ from ertacache.erta.planner import (
     restarts_at,
     worked_gaps,
 )
-from ertacache.erta.predictors import GapModel, make_predictor, mean_squares, profile_grams
+from ertacache.erta.predictors import Gap, GapModel, make_predictor, mean_squares, profile_grams
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
@@ -151,6 +152,15 @@ def test_unknown_response_passes_through() -> None:
 # Which are computed
 
 
+def squares_on(gap: Gap, t: int, run: np.ndarray, response: Response) -> tuple[float, float]:
+    """Mean squares on a run's tensors (M + 1, n): what the gap leaves, and what the model answers to arriving off."""
+    left = float(np.mean((gap.weights @ run) ** 2))
+    if t == response.evaluations:
+        return left, 0.0
+    answer = FEEDBACK * abs(response.end[t]) * (1.0 + abs(gap.correction)) / response.sigmas[t]
+    return left, float(answer**2 * np.mean((gap.arriving @ run) ** 2))
+
+
 def test_plan_is_the_best_of_all_schedules_by_its_own_criterion() -> None:
     """Every schedule of 4 of 9, gaps up to 4, scored on the tensors: grown errors, power mean over runs, summed."""
     schedule = flow(9)
@@ -163,7 +173,7 @@ def test_plan_is_the_best_of_all_schedules_by_its_own_criterion() -> None:
     def score(compute: tuple[bool, ...]) -> float:
         total = 0.0
         for _, t, gap in worked_gaps(gaps, compute):
-            errors = np.array([np.sqrt(np.mean((gap.weights @ run) ** 2)) for run in runs]) * grown[t] ** 2
+            errors = np.array([np.sqrt(sum(squares_on(gap, t, run, response))) for run in runs]) * grown[t] ** 2
             total += float(np.mean(errors**POWER) ** (2 / POWER))
         return total
 
@@ -436,8 +446,13 @@ def test_predicted_error_is_the_grown_one_over_the_latent() -> None:
     grams = profile_grams(PROFILE)
     gaps = GapModel(response, make_predictor("linear", response.sigmas, PROFILE), True, grams)
     grown = growth(response.sigmas)
-    total = sum(gap.weights * grown[t] for _, t, gap in worked_gaps(gaps, plan.compute))
-    relative = [np.sqrt(np.mean((total[:-1] @ trajectory(r)(SCHEDULE[:-1]) + total[-1]) ** 2)) / RMS for r in range(3)]
+    worked = worked_gaps(gaps, plan.compute)
+    total = sum(gap.weights * grown[t] for _, t, gap in worked)
+    relative = []
+    for r in range(3):
+        run = np.vstack([trajectory(r)(SCHEDULE[:-1]), np.ones(200)])
+        feedback = sum(grown[t] ** 2 * squares_on(gap, t, run, response)[1] for _, t, gap in worked)
+        relative.append(np.sqrt(np.mean((total @ run) ** 2) + feedback) / RMS)
     assert plan.predicted_error == pytest.approx((np.median(relative), max(relative)), rel=1e-5)
 
 

@@ -327,6 +327,10 @@ def test_gap_weights_are_the_position_error_of_the_tensors(response: Response, n
                 error -= response.end[t] * gap.correction * seen
             found = gap.weights[:-1] @ features + gap.weights[-1]
             np.testing.assert_allclose(found, error, atol=1e-13)
+            arriving = np.zeros(features.shape[1])
+            for i, prediction in enumerate(gap.predictions, start=history[0] + 1):
+                arriving += response.influence[i, t] * (features[i] - apply(prediction, history, features))
+            np.testing.assert_allclose(gap.arriving[:-1] @ features + gap.arriving[-1], arriving, atol=1e-13)
 
 
 def test_fitted_corrector_weight_is_least_squares_where_all_runs_agree() -> None:
