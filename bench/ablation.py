@@ -25,7 +25,7 @@ from demo.tiny_wan import clips, codec, words
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "bench" / "output"
 MODEL = ROOT / "demo" / "models" / "erta_tiny_wan.safetensors"
-GUIDANCE = 4.0
+GUIDANCE = 5.0
 PROFILE_SEED, PROMPT_SEED = 9000, 100
 
 # name: (uses the profile, what is wished beside the speed)

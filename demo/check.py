@@ -81,7 +81,7 @@ def main() -> None:
     options.add_argument("--checkpoint", type=Path, default=OUTPUT)
     options.add_argument("--prompts", type=int, default=64)
     options.add_argument("--steps", type=int, default=50)
-    options.add_argument("--cfg", type=float, default=4.0)
+    options.add_argument("--cfg", type=float, default=5.0)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--sheet", type=Path, default=SHEET)
     given = options.parse_args()
