@@ -40,9 +40,7 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "planned, two terms": (True, {"predictor": "linear", "corrector": False}),
     "planned, two terms, corrector": (True, {"predictor": "linear"}),
     "planned, fitted, corrector": (True, {"predictor": "fitted"}),
-    "planned, blind to feedback": (True, {}),
 }
-BLIND = "planned, blind to feedback"
 LAST_FOUR = tuple(VARIANTS)[5:9]
 
 
@@ -119,11 +117,9 @@ def measure(bench: Bench, profile: Any, speed: float, names: tuple[str, ...], fu
     from ertacache.comfy_erta.session import attach
     from ertacache.comfy_erta.store import Store
     from ertacache.comfy_erta.tasks import BUILT_IN, Caching
-    from ertacache.erta import planner
     from ertacache.erta.plan import Wish
 
     rows = []
-    feedback = planner.FEEDBACK
     for name in names:
         measured, wished = VARIANTS[name]
         reports: list[Any] = []
@@ -136,11 +132,9 @@ def measure(bench: Bench, profile: Any, speed: float, names: tuple[str, ...], fu
                 without_profile=BUILT_IN,
                 scheduler="simple",
             )
-            planner.FEEDBACK = 0.0 if name == BLIND else feedback
             results = bench.all(attach(bench.model, task))
         values = [psnr(a, b) for a, b in zip(results, full, strict=True)]
         rows.append(row(name, reports[0].computed, values, compute=reports[0].compute))
-    planner.FEEDBACK = feedback
     return rows
 
 

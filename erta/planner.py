@@ -32,8 +32,9 @@ from .timesteps import adjusted, phi
 # A relative error that says no more than "lost"; a run whose latent is all zero would have an infinite one.
 MAX_ERROR = 1e6
 
-# How strongly a computed evaluation answers to the position error it is reached with, in units of 1 / sigma. Worth 3 dB
-# in the median at 2x on a small trained video model, where anything from 3 to 10 did as well (bench/ablation.py).
+# How strongly a computed evaluation answers to the position error it is reached with, in units of 1 / sigma: brings the
+# predicted error nearer to what was measured on a small trained video model. The search does not use it: there it
+# gained 3 dB in the median on one checkpoint and lost 19 dB in the worst case on another, by sparing early steps.
 FEEDBACK = 3.0
 
 # Below this there is nothing between the ends that could be predicted from anything.
@@ -168,7 +169,7 @@ def _search(gaps: GapModel, computed: int, wish: Wish, required: frozenset[int])
 
     @functools.cache  # the search asks for each gap once per number of computed evaluations before it
     def cost(history: tuple[int, ...], t: int) -> float:
-        squares = _gap_squares(gaps, gaps.work_out(history, t), t)
+        squares = mean_squares(gaps.work_out(history, t).weights, grams)
         # Growth counts twice: early errors also bend what later steps answer (measured: better worst case).
         return float(np.mean(squares ** (POWER / 2)) ** (2 / POWER) * weight[t] ** 4)
 
@@ -183,20 +184,19 @@ def _search(gaps: GapModel, computed: int, wish: Wish, required: frozenset[int])
             limit = min(2 * limit, count)
 
 
-def _gap_squares(gaps: GapModel, gap: Gap, t: int) -> np.ndarray:
-    """(T,) mean squared error of the final latent that one gap leaves in each recorded run, not yet grown.
+def _feedback_squares(gaps: GapModel, gap: Gap, t: int) -> np.ndarray:
+    """(T,) mean squared error of the final latent by feedback, which recorded runs cannot show, not yet grown.
 
-    What the corrector leaves, and beside it the feedback: the model is evaluated at t from a latent that is off by
-    ``arriving``, so its output, and the correction made from it, are off too. Recorded runs cannot show that; it is
-    what keeps the search from gaps whose error is large but, on the recorded runs, well corrected.
+    The model is evaluated at t from a latent that is off by ``arriving``, so its output, and the correction made from
+    it, are off too.
     """
     assert gaps.grams is not None
-    left = mean_squares(gap.weights, gaps.grams)
+    squares = mean_squares(gap.arriving, gaps.grams)
     if t >= gaps.response.evaluations:
-        return left
+        return 0.0 * squares
     answer = FEEDBACK * abs(gaps.response.end[t]) * (1.0 + abs(gap.correction)) / gaps.response.sigmas[t]
-    squares: np.ndarray = left + answer**2 * mean_squares(gap.arriving, gaps.grams)
-    return squares
+    feedback: np.ndarray = answer**2 * squares
+    return feedback
 
 
 def _adjust(
@@ -297,7 +297,7 @@ def _expected_error(
     assert gaps.grams is not None
     squares = mean_squares(total, gaps.grams)
     for _, t, gap in worked:
-        squares += weight[t] ** 2 * (_gap_squares(gaps, gap, t) - mean_squares(gap.weights, gaps.grams))
+        squares += weight[t] ** 2 * _feedback_squares(gaps, gap, t)
     scale = np.array([max(table.latent_rms, 1e-12) for table in profile.tables])
     relative = np.minimum(np.sqrt(squares) / scale, MAX_ERROR)
     median, worst = rounded([np.median(relative), relative.max()])

@@ -173,7 +173,7 @@ def test_plan_is_the_best_of_all_schedules_by_its_own_criterion() -> None:
     def score(compute: tuple[bool, ...]) -> float:
         total = 0.0
         for _, t, gap in worked_gaps(gaps, compute):
-            errors = np.array([np.sqrt(sum(squares_on(gap, t, run, response))) for run in runs]) * grown[t] ** 2
+            errors = np.array([np.sqrt(squares_on(gap, t, run, response)[0]) for run in runs]) * grown[t] ** 2
             total += float(np.mean(errors**POWER) ** (2 / POWER))
         return total
 
