@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from ertacache.tests.conftest import ROOT
+ROOT = Path(__file__).resolve().parents[2]
+
 
 NODES = ("ERTAProfile", "ERTALoadProfile", "ERTACachedSampler", "ERTACache", "ERTATimestepAdjuster", "ERTACompare")
 SNAPSHOT = Path(__file__).with_name("schemas.json")

@@ -40,8 +40,11 @@ http.server.HTTPServer(("127.0.0.1", given.port), Answer).serve_forever()
 """
 
 USER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# As at a terminal, even where the tests run in the background, which ignores these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from demo.server import ComfyServer
 with ComfyServer(Path(sys.argv[2]), comfy=Path(sys.argv[1])) as server:
     print(server.pid, flush=True)
