@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import re
@@ -117,6 +118,24 @@ def apply_torchvision_shim() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+
+
+def import_comfy(**options: object) -> Path:
+    """Make `import comfy`, `import nodes` ... give ComfyUI in this process, with these options of its command line.
+
+    ComfyUI reads its command line in main.py only, but the options when its modules are imported: so call this first.
+    Returns ComfyUI's folder.
+    """
+    if needs_torchvision_shim():
+        apply_torchvision_shim()
+    place = locate()
+    sys.path.insert(0, str(place))
+    args = importlib.import_module("comfy.cli_args").args
+    for name, value in options.items():
+        if not hasattr(args, name):
+            raise ValueError(f"ComfyUI {version(place)} has no option {name!r}")
+        setattr(args, name, value)
+    return place
 
 
 if __name__ == "__main__":

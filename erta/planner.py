@@ -5,17 +5,18 @@ Everything here is arithmetic on small tables: a tenth of a second, deterministi
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from .plan import Plan, Wish, full_plan, rounded
-from .predictors import Gap, GapModel, make_predictor, mean_squares, profile_grams
+from .predictors import Gap, GapModel, History, make_predictor, mean_squares, profile_grams
 from .profile import SIGMA_TOLERANCE, Profile
 from .response import Response
 from .schedules import (
+    GapCost,
     Schedule,
     budget,
     even,
@@ -24,6 +25,7 @@ from .schedules import (
     growth,
     histories,
     longest_gap,
+    possible_gaps,
     preset,
     relative_l1,
 )
@@ -36,6 +38,9 @@ MAX_ERROR = 1e6
 # predicted error nearer to what was measured on a small trained video model. The search does not use it: there it
 # gained 3 dB in the median on one checkpoint and lost 19 dB in the worst case on another, by sparing early steps.
 FEEDBACK = 3.0
+
+# A search over more than so many gaps would take seconds: runs of hundreds of evaluations at high speeds.
+MAX_GAPS = 2_000_000
 
 # Below this there is nothing between the ends that could be predicted from anything.
 MIN_EVALUATIONS = 6
@@ -67,17 +72,49 @@ def make_plan(
         few = f"{response.evaluations} evaluations are too few to reuse any (at least {MIN_EVALUATIONS}): all computed"
         return full_plan(nominal, wish, few)
     notes: list[str] = []
-    predictor, compute = _choose(response, profile, wish, restarts, notes)
-    moved = _adjust(schedule, response, profile, wish, compute, notes)
+    run = Run(response, wish, restarts, profile)
+    if run.profile is not profile:
+        count = "" if profile is None else profile.evaluations
+        notes.append(f"the profile's {count} evaluations are resampled over sigma to this run's {run.count}")
+    predictor, compute = _choose(run, notes)
+    moved = _adjust(schedule, run, compute, notes)
     if len(moved):
         elsewhere = respond(moved)
         if restarts_at(elsewhere.sigmas, edges) == restarts:
-            response = elsewhere
+            run = Run(elsewhere, wish, restarts, profile)
         else:
             moved = np.empty(0)
             notes.append("adjusted sigmas would cross the edge of a conditioning elsewhere: nominal sigmas kept")
-    gaps = _gap_model(response, profile, wish, restarts, predictor)
-    return _assemble(gaps, profile, wish, compute, moved, notes)
+    return _assemble(run, predictor, compute, moved, notes)
+
+
+class Run:
+    """What is known of the run to plan: the sampler's response, the wish, and the profile on the run's own sigmas."""
+
+    def __init__(self, response: Response, wish: Wish, restarts: frozenset[int], profile: Profile | None) -> None:
+        self.response, self.wish, self.restarts = response, wish, restarts
+        self.count = response.evaluations
+        self.profile = None if profile is None else profile.resampled(response.sigmas)
+        self.grams = None if self.profile is None else profile_grams(self.profile)
+        self.measured_range = () if profile is None else (float(profile.sigmas.min()), float(profile.sigmas.max()))
+        self.digest = "" if profile is None else profile.digest()
+
+    def gaps(self, predictor: str) -> GapModel:
+        # At blocks level what would have been predicted at a computed evaluation is not known to the sampler.
+        corrector = self.wish.corrector and self.wish.planned and self.wish.level == "output"
+        make = make_predictor(predictor, self.response.sigmas, self.grams)
+        return GapModel(self.response, make, corrector, self.grams, self.restarts)
+
+    def required(self) -> frozenset[int]:
+        """Evaluations that are computed whatever the search would like: ends, restarts, and what was not measured."""
+        start, end = min(self.wish.protect_start, self.count), max(self.count - self.wish.protect_end, 0)
+        unmeasured: set[int] = set()
+        if self.measured_range:
+            low, high = self.measured_range
+            margin = 0.02 * (high - low)
+            sigmas = self.response.sigmas
+            unmeasured = {int(i) for i in np.flatnonzero((sigmas > high + margin) | (sigmas < low - margin))}
+        return frozenset({0, *range(start), *range(end, self.count)} | unmeasured) | self.restarts
 
 
 def restarts_at(sigmas: np.ndarray, edges: Sequence[float]) -> frozenset[int]:
@@ -90,53 +127,36 @@ def restarts_at(sigmas: np.ndarray, edges: Sequence[float]) -> frozenset[int]:
     return frozenset(found)
 
 
-def _choose(
-    response: Response, profile: Profile | None, wish: Wish, restarts: frozenset[int], notes: list[str]
-) -> tuple[str, Schedule]:
+def _choose(run: Run, notes: list[str]) -> tuple[str, Schedule]:
     """The predictor's name and the evaluations to compute."""
-    count = response.evaluations
-    names = wish.candidates(profile is not None, response.stochastic)
-    required = _required(response.sigmas, profile, wish, restarts)
+    wish, count = run.wish, run.count
+    names = wish.candidates(run.profile is not None, run.response.stochastic)
+    required = run.required()
     computed = _budget(count, wish, required, notes)
     if wish.preset:
         if wish.preset_steps != count:
             notes.append(f"preset published for {wish.preset_steps} steps, stretched to {count} evaluations")
         return names[0], preset(wish.preset, wish.preset_steps, count, required)
-    if profile is None:
+    if run.profile is None:
         if not wish.planned:
             notes.append("paper mode without a profile: evenly spread, held")
         return names[0], even(count, computed, required)
-    fitting = profile.resampled(response.sigmas)
-    if fitting is not profile:
-        notes.append(f"the profile's {profile.evaluations} evaluations are resampled over sigma to this run's {count}")
     if not wish.planned:
-        relative = relative_l1(*(np.stack([getattr(t, name) for t in fitting.tables]) for name in ("l1", "norm1")))
+        relative = relative_l1(*(np.stack([getattr(t, name) for t in run.profile.tables]) for name in ("l1", "norm1")))
         if wish.threshold:
             return names[0], greedy(relative, wish.threshold, required)
         found, threshold = greedy_for_budget(relative, computed, required)
         notes.append(f"threshold {threshold:.3g} found from the speed")
         return names[0], found
-    found_by_name = []
-    for name in names:
-        gaps = _gap_model(response, fitting, wish, restarts, name)
-        found_by_name.append((*_search(gaps, computed, wish, required), name))
-    _, compute, name = min(found_by_name, key=lambda found: found[0])
+    cost, compute, name = min(
+        ((*_search(run, name, computed, required), name) for name in names), key=lambda found: found[0]
+    )
+    if cost == math.inf:
+        notes.append(f"{count} evaluations at this speed are too many to search: evenly spread")
     longest = int(np.diff([*np.flatnonzero(compute), count]).max())
     if 0 < wish.max_gap < longest:
         notes.append(f"with {computed} computed the longest gap cannot be {wish.max_gap}: it is {longest}")
     return name, compute
-
-
-def _required(sigmas: np.ndarray, profile: Profile | None, wish: Wish, restarts: frozenset[int]) -> frozenset[int]:
-    """Evaluations that are computed whatever the search would like."""
-    count = len(sigmas)
-    ends = {*range(min(wish.protect_start, count)), *range(max(count - wish.protect_end, 0), count)}
-    unmeasured: set[int] = set()
-    if profile is not None:
-        low, high = profile.sigmas.min(), profile.sigmas.max()
-        margin = 0.02 * (high - low)
-        unmeasured = {int(i) for i in np.flatnonzero((sigmas > high + margin) | (sigmas < low - margin))}
-    return frozenset({0} | ends | unmeasured) | restarts
 
 
 def _budget(count: int, wish: Wish, required: frozenset[int], notes: list[str]) -> int:
@@ -149,39 +169,31 @@ def _budget(count: int, wish: Wish, required: frozenset[int], notes: list[str]) 
     return min(max(wanted, least), count)
 
 
-def _gap_model(
-    response: Response, profile: Profile | None, wish: Wish, restarts: frozenset[int], name: str
-) -> GapModel:
-    fitting = None if profile is None else profile.resampled(response.sigmas)
-    grams = None if fitting is None else profile_grams(fitting)
-    predictor = make_predictor(name, response.sigmas, fitting)
-    # At blocks level what would have been predicted at a computed evaluation is not known to the sampler.
-    corrector = wish.corrector and wish.planned and wish.level == "output"
-    return GapModel(response, predictor, corrector, grams, restarts)
-
-
-def _search(gaps: GapModel, computed: int, wish: Wish, required: frozenset[int]) -> tuple[float, Schedule]:
+def _search(run: Run, name: str, computed: int, required: frozenset[int]) -> tuple[float, Schedule]:
     """The least summed cost of all gaps, and the schedule that has it."""
-    count = gaps.response.evaluations
-    weight = growth(gaps.response.sigmas)
-    grams = gaps.grams
-    assert grams is not None
-
-    @functools.cache  # the search asks for each gap once per number of computed evaluations before it
-    def cost(history: tuple[int, ...], t: int) -> float:
-        squares = mean_squares(gaps.work_out(history, t).weights, grams)
-        # Growth counts twice: early errors also bend what later steps answer (measured: better worst case).
-        return float(np.mean(squares ** (POWER / 2)) ** (2 / POWER) * weight[t] ** 4)
-
-    limit = wish.max_gap or longest_gap(count, computed)
+    gaps = run.gaps(name)
+    limit = run.wish.max_gap or longest_gap(run.count, computed)
     while True:
+        if run.count * limit**2 > MAX_GAPS:
+            return math.inf, even(run.count, computed, required)
+        cost = _gap_costs(gaps, possible_gaps(run.count, limit, required, run.restarts))
         try:
-            found = budget(count, computed, cost, limit, required, gaps.restarts)
+            found = budget(run.count, computed, cost, limit, required, run.restarts)
             return sum(cost(history[:2], t) for history, t, _ in worked_gaps(gaps, found)), found
         except ValueError:
-            if limit >= count:
+            if limit >= run.count:
                 raise
-            limit = min(2 * limit, count)
+            limit = min(2 * limit, run.count)
+
+
+def _gap_costs(gaps: GapModel, keys: list[tuple[History, int]]) -> GapCost:
+    """What leaving out the evaluations of each of these gaps costs."""
+    squares = np.stack([gap.squares for gap in gaps.work_out_all(keys)])
+    weight = growth(gaps.response.sigmas)[[t for _, t in keys]]
+    # Growth counts twice: early errors also bend what later steps answer (measured: better worst case).
+    costs = np.mean(squares ** (POWER / 2), axis=1) ** (2 / POWER) * weight**4
+    known = dict(zip(keys, costs.tolist(), strict=True))
+    return lambda history, t: known[history, t]
 
 
 def _feedback_squares(gaps: GapModel, gap: Gap, t: int) -> np.ndarray:
@@ -199,32 +211,22 @@ def _feedback_squares(gaps: GapModel, gap: Gap, t: int) -> np.ndarray:
     return feedback
 
 
-def _adjust(
-    schedule: np.ndarray,
-    response: Response,
-    profile: Profile | None,
-    wish: Wish,
-    compute: Schedule,
-    notes: list[str],
-) -> np.ndarray:
+def _adjust(schedule: np.ndarray, run: Run, compute: Schedule, notes: list[str]) -> np.ndarray:
     """Adjusted sigmas (N + 1,), or an empty array where they are off or cannot be known."""
-    if not wish.timesteps:
+    if not run.wish.timesteps:
         return np.empty(0)
-    if profile is None:
+    if run.profile is None:
         notes.append("timestep adjustment needs a profile: nominal sigmas kept")
         return np.empty(0)
     falling = np.all(np.diff(schedule) < 0.0)
-    if not falling or not response.evaluates_once_per_step(schedule):
+    if not falling or not run.response.evaluates_once_per_step(schedule):
         notes.append("this sampler does not evaluate once per step: nominal sigmas kept")
         return np.empty(0)
-    fitting = profile.resampled(response.sigmas)
-    return adjusted(schedule, phi(np.stack([table.l1 for table in fitting.tables]), compute))
+    return adjusted(schedule, phi(np.stack([table.l1 for table in run.profile.tables]), compute))
 
 
-def _assemble(
-    gaps: GapModel, profile: Profile | None, wish: Wish, compute: Schedule, moved: np.ndarray, notes: list[str]
-) -> Plan:
-    response, count = gaps.response, gaps.response.evaluations
+def _assemble(run: Run, predictor: str, compute: Schedule, moved: np.ndarray, notes: list[str]) -> Plan:
+    gaps, count = run.gaps(predictor), run.count
     coefficients: list[tuple[float, ...]] = [()] * count
     offsets, corrections = [0.0] * count, [0.0] * count
     worked = list(worked_gaps(gaps, compute))
@@ -235,16 +237,16 @@ def _assemble(
             coefficients[t], offsets[t] = gap.closing
             corrections[t] = gap.correction
     return Plan(
-        wish=wish,
-        sigmas=rounded(response.sigmas),
+        wish=run.wish,
+        sigmas=rounded(run.response.sigmas),
         compute=compute,
         coefficients=tuple(rounded(c) for c in coefficients),
         offsets=rounded(offsets),
         corrections=rounded(corrections),
-        restarts=tuple(sorted(gaps.restarts)),
+        restarts=tuple(sorted(run.restarts)),
         schedule=rounded(moved),
-        predicted_error=() if profile is None else _expected_error(gaps, worked, profile),
-        profile="" if profile is None else profile.digest(),
+        predicted_error=() if run.profile is None else _expected_error(gaps, worked, run.profile),
+        profile=run.digest,
         notes=tuple(notes),
     )
 

@@ -19,6 +19,9 @@ from .response import Response
 
 History = tuple[int, ...]
 
+# So many numbers are worked on at once, 32 MB of them.
+MAX_NUMBERS = 4_000_000
+
 # A line is not drawn further than this many times the distance of its two points: past that it amplifies rounding.
 MAX_EXTRAPOLATION = 16.0
 
@@ -71,42 +74,39 @@ class Affine:
     """
 
     grams: np.ndarray
+    _memory: dict[tuple[int, int], Prediction] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, history: History, i: int) -> Prediction:
-        s = history[0]
+        if (history[0], i) not in self._memory:
+            self._memory[history[0], i] = self._fit(history[0], i)
+        return self._memory[history[0], i]
+
+    def _fit(self, s: int, i: int) -> Prediction:
         one = self.grams.shape[-1] - 1
-        fits = [_affine_fit(self._pooled(without), s, i, one) for without in self._folds()]
-        scale, offset = _affine_fit(self._pooled(None), s, i, one)
+        # All that a fit of two numbers needs: F_s, F_i and the constant.
+        nodes = [s, i, one]
+        grams = self.grams[:, nodes][:, :, nodes]
+        total = grams.sum(axis=0)
+        scale, offset = _affine_fit(total)
         kept = 1.0
-        if len(self.grams) > 1:
-            target = np.zeros((len(fits), one + 1))
-            moved = np.zeros_like(target)
-            for fold, (fold_scale, fold_offset) in enumerate(fits):
-                target[fold, [i, s]] += (1.0, -1.0)
-                moved[fold, [s, one]] += (fold_scale - 1.0, fold_offset)
-            kept = _shrinkage(self.grams, target, moved)
+        if len(grams) > 1:
+            left_out = np.array([_affine_fit(total - gram) for gram in grams])
+            target = np.tile((-1.0, 1.0, 0.0), (len(grams), 1))
+            moved = np.stack([left_out[:, 0] - 1.0, np.zeros(len(grams)), left_out[:, 1]], axis=1)
+            kept = _shrinkage(grams, target, moved)
         return Prediction((1.0 + kept * (scale - 1.0),), kept * offset)
 
-    def _folds(self) -> range:
-        return range(len(self.grams))
 
-    def _pooled(self, without: int | None) -> np.ndarray:
-        total = self.grams.sum(axis=0)
-        pooled: np.ndarray = total if without is None else total - self.grams[without]
-        return pooled
-
-
-def _affine_fit(gram: np.ndarray, s: int, i: int, one: int) -> tuple[float, float]:
-    """Scale and offset that take F_s to F_i by least squares over all elements."""
-    count = gram[one, one]
+def _affine_fit(gram: np.ndarray) -> tuple[float, float]:
+    """Scale and offset that take F_s to F_i by least squares over all elements. gram: (3, 3) of F_s, F_i and 1."""
+    (ss, si, s1), (_, _, i1), (_, _, count) = gram
     if count <= 0.0:
         return 1.0, 0.0
-    mean_s, mean_i = gram[s, one] / count, gram[i, one] / count
-    variance = gram[s, s] / count - mean_s**2
+    mean_s, mean_i = s1 / count, i1 / count
+    variance = ss / count - mean_s**2
     if not variance > 0.0:
         return 1.0, 0.0
-    covariance = gram[s, i] / count - mean_s * mean_i
-    scale = covariance / variance
+    scale = (si / count - mean_s * mean_i) / variance
     if abs(scale) > MAX_SCALE:
         return 1.0, 0.0
     return float(scale), float(mean_i - scale * mean_s)
@@ -164,18 +164,22 @@ def _shrinkage(grams: np.ndarray, target: np.ndarray, moved: np.ndarray) -> floa
     return float(np.clip(along / length, 0.0, 1.0)) if length > 0.0 else 0.0
 
 
-def shape_weight(sigmas: np.ndarray, influence: np.ndarray, nodes: Sequence[int], gap: range, t: int) -> float:
-    """Closed-form weight of the corrector, with nothing measured.
+def shape_weights(sigmas: np.ndarray, influence: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """(B,) closed-form weights of the corrector for B gaps of one length, with nothing measured.
 
     An interpolation through the nodes errs like ``prod_k (sigma - sigma_k)``; the error seen at t therefore tells those
-    inside the gap: ``sum_i influence_i e_i / e_t``. influence: (M,). Zero where the shape vanishes at t.
+    inside the gap: ``sum_i influence_i e_i / e_t``. Zero where the shape vanishes at t.
+
+    sigmas: (B, n), first the history's, then those inside the gap, last that of t. influence: (B, g) of those inside.
+    used: (B, h) which of the history the prediction goes through.
     """
-    places = sigmas[list(nodes)]
-    seen = float(np.prod(sigmas[t] - places))
-    inside = np.array([np.prod(sigmas[i] - places) for i in gap])
-    if abs(seen) < 1e-3 * float(np.abs(inside).max(initial=0.0)) or seen == 0.0:
-        return 0.0
-    return float(influence[list(gap)] @ inside / seen)
+    terms = used.shape[1]
+    apart = sigmas[:, terms:, None] - sigmas[:, None, :terms]
+    error = np.where(used[:, None], apart, 1.0).prod(axis=2)
+    inside, seen = error[:, :-1], error[:, -1]
+    told = (np.abs(seen) >= 1e-3 * np.abs(inside).max(axis=1)) & (seen != 0.0)
+    weights: np.ndarray = np.where(told, (influence * inside).sum(axis=1) / np.where(told, seen, 1.0), 0.0)
+    return weights
 
 
 class Gap(NamedTuple):
@@ -184,7 +188,8 @@ class Gap(NamedTuple):
     predictions: for each reused evaluation. correction: u, with which the sampler is handed F_t + u (F_t - F^_t);
     0 for none. closing: the prediction F^_t that u needs. weights: (M + 1,) what is left of the position error at the
     end of the trajectory (true minus used). arriving: (M + 1,) the position error with which the sampler arrives at t,
-    before anything is corrected; at the end of the run that is the same.
+    before anything is corrected; at the end of the run that is the same. squares: (T,) mean square of what ``weights``
+    stands for in each recorded run, empty without a profile.
     """
 
     predictions: tuple[Prediction, ...]
@@ -192,6 +197,7 @@ class Gap(NamedTuple):
     closing: Prediction | None
     weights: np.ndarray
     arriving: np.ndarray
+    squares: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -210,64 +216,119 @@ class GapModel:
 
     def work_out(self, history: History, t: int) -> Gap:
         """The gap between history[0] and t; t may be M, the end of the run, where nothing is left to correct."""
-        count, influence = self.response.evaluations, self.response.end
-        gap = range(history[0] + 1, t)
-        predictions = tuple(self.predictor(history, i) for i in gap)
-        misses = np.array([_miss(count, history, i, p) for i, p in zip(gap, predictions, strict=True)])
-        misses = misses.reshape(len(gap), count + 1)
-        error, arriving = influence[list(gap)] @ misses, self.response.influence[list(gap), t] @ misses
-        if not (self.corrector and predictions and self._can_correct(gap, t)):
-            return Gap(predictions, 0.0, None, error, arriving)
-        closing = self.predictor(history, t)
-        seen = _miss(count, history, t, closing)
-        nodes = history[: len(closing.coefficients)]
-        weight = self._fit(error, seen, shape_weight(self.response.sigmas, influence, nodes, gap, t))
-        correction = weight / influence[t]
-        if correction == 0.0 or abs(correction) > 4 * len(gap):
-            return Gap(predictions, 0.0, None, error, arriving)
-        return Gap(predictions, float(correction), closing, error - weight * seen, arriving)
+        return self.work_out_all([(history, t)])[0]
 
-    def _can_correct(self, gap: range, t: int) -> bool:
-        """Whether output t tells the gap's error and still moves the final latent enough to make up for it."""
-        if t in self.restarts or t >= self.response.evaluations:
+    def work_out_all(self, gaps: Sequence[tuple[History, int]]) -> list[Gap]:
+        """As ``work_out``, for many: gaps of one length and kind go through the linear algebra together."""
+        kinds: dict[tuple[int, int, bool], list[int]] = {}
+        can_correct = {ends: self._can_correct(*ends) for ends in {(history[0], t) for history, t in gaps}}
+        for place, (history, t) in enumerate(gaps):
+            kinds.setdefault((len(history), t - history[0], can_correct[history[0], t]), []).append(place)
+        found: dict[int, Gap] = {}
+        for (terms, length, correctable), places in kinds.items():
+            runs = 1 if self.grams is None else len(self.grams)
+            at_once = max(1, MAX_NUMBERS // (runs * (terms + length + 2) ** 2))
+            for first in range(0, len(places), at_once):
+                some = places[first : first + at_once]
+                found.update(zip(some, self._alike([gaps[place] for place in some], correctable), strict=True))
+        return [found[place] for place in range(len(gaps))]
+
+    def _alike(self, gaps: Sequence[tuple[History, int]], correctable: bool) -> list[Gap]:
+        """Gaps of one length and one length of history, all or none of which can be corrected."""
+        count = self.response.evaluations
+        inside = [range(history[0] + 1, t) for history, t in gaps]
+        predictions = [
+            tuple(self.predictor(history, i) for i in gap) for (history, _), gap in zip(gaps, inside, strict=True)
+        ]
+        # What a gap's errors are made of: the history, the evaluations inside, the one that ends it, and the constant.
+        nodes = np.array([(*h, *g, min(t, count), count) for (h, t), g in zip(gaps, inside, strict=True)])
+        terms = len(gaps[0][0])
+        reused = np.arange(terms, nodes.shape[1] - 2)
+        misses = _misses(predictions, terms, reused, nodes.shape[1])
+        within, ends = nodes[:, reused], nodes[:, -2]
+        error = np.einsum("bg,bgn->bn", self.response.end[within], misses)
+        arriving = np.einsum("bg,bgn->bn", self.response.influence[within, ends[:, None]], misses)
+        grams = None if self.grams is None else self.grams[:, nodes[:, :, None], nodes[:, None, :]]
+        correction = np.zeros(len(gaps))
+        closing: list[Prediction | None] = [None] * len(gaps)
+        if correctable:
+            correction, closing, error = self._correct(gaps, nodes, error, grams)
+        squares = np.empty((len(gaps), 0))
+        if grams is not None:
+            squares = np.maximum(np.einsum("bi,rbij,bj->br", error, grams, error, optimize=True), 0.0)
+        full = [np.zeros((len(gaps), count + 1)) for _ in range(2)]
+        for whole, part in zip(full, (error, arriving), strict=True):
+            # Where the gap ends with the run, its end and the constant share a place: add, do not set.
+            np.add.at(whole, (np.arange(len(gaps))[:, None], nodes), part)
+        return [Gap(*row) for row in zip(predictions, correction.tolist(), closing, *full, squares, strict=True)]
+
+    def _correct(
+        self, gaps: Sequence[tuple[History, int]], nodes: np.ndarray, error: np.ndarray, grams: np.ndarray | None
+    ) -> tuple[np.ndarray, list[Prediction | None], np.ndarray]:
+        """Corrections, the predictions they need (None where nothing is corrected), and the errors that are left."""
+        terms = len(gaps[0][0])
+        closing = [self.predictor(history, t) for history, t in gaps]
+        seen = _misses([(p,) for p in closing], terms, np.array([nodes.shape[1] - 2]), nodes.shape[1])[:, 0]
+        used = np.array([[k < len(p.coefficients) for k in range(terms)] for p in closing])
+        shape = shape_weights(self.response.sigmas[nodes[:, :-1]], self.response.end[nodes[:, terms:-2]], used)
+        weight = shape if grams is None else _fitted_weights(grams, error, seen, shape)
+        correction = weight / self.response.end[nodes[:, -2]]
+        correction[np.abs(correction) > 4 * (nodes.shape[1] - terms - 2)] = 0.0
+        kept = correction != 0.0
+        needed = [p if keep else None for p, keep in zip(closing, kept, strict=True)]
+        return correction, needed, error - np.where(kept, weight, 0.0)[:, None] * seen
+
+    def _can_correct(self, newest: int, t: int) -> bool:
+        """Whether something was reused, and output t tells its error and still moves the latent enough to mend it."""
+        if not self.corrector or t <= newest + 1 or t in self.restarts or t >= self.response.evaluations:
             return False
-        return bool(abs(self.response.end[t]) > 1e-2 * np.abs(self.response.end[list(gap)]).max())
-
-    def _fit(self, error: np.ndarray, seen: np.ndarray, shape: float) -> float:
-        """Least squares over the recorded runs, shrunk towards the closed-form shape by leaving one run out."""
-        if self.grams is None or len(self.grams) < 2:
-            return shape
-        where = np.flatnonzero(np.abs(seen) + np.abs(error))
-        part = self.grams[:, where[:, None], where] @ np.stack([error[where], seen[where]], axis=1)
-        along, length = (seen[where] @ part).T
-        rest = length.sum() - length
-        if not (length.sum() > 0.0 and np.all(rest > 0.0)):
-            return shape
-        left_out = (along.sum() - along) / rest - shape
-        kept = ((along - shape * length) * left_out).sum() / max((length * left_out**2).sum(), 1e-300)
-        return float(shape + np.clip(kept, 0.0, 1.0) * (along.sum() / length.sum() - shape))
+        return bool(abs(self.response.end[t]) > 1e-2 * np.abs(self.response.end[newest + 1 : t]).max())
 
 
-def _miss(count: int, history: History, i: int, prediction: Prediction) -> np.ndarray:
-    """(M + 1,) weights of F_i minus its prediction."""
-    miss = np.zeros(count + 1)
-    miss[i] = 1.0
-    for node, coefficient in zip(history, prediction.coefficients, strict=False):
-        miss[node] -= coefficient
-    miss[-1] -= prediction.offset
-    return miss
+def _misses(predictions: Sequence[Sequence[Prediction]], terms: int, at: np.ndarray, width: int) -> np.ndarray:
+    """(B, len(at), width) weights of a feature minus its prediction. Columns: ``terms`` of history first, the predicted
+    one at ``at[k]``, the constant 1 last."""
+    misses = np.zeros((len(predictions), len(at), width))
+    padding = (0.0,) * terms
+    if len(at):
+        misses[:, :, :terms] = [[(p.coefficients + padding)[:terms] for p in row] for row in predictions]
+        misses[:, :, -1] = [[p.offset for p in row] for row in predictions]
+    misses *= -1.0
+    misses[:, np.arange(len(at)), at] = 1.0
+    return misses
 
 
-def make_predictor(name: str, sigmas: np.ndarray, profile: Profile | None) -> Predictor:
-    """hold, linear, affine or fitted; the last two need a profile on these sigmas."""
+def _fitted_weights(grams: np.ndarray, error: np.ndarray, seen: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """(B,) the corrector's weights by least squares over recorded runs, shrunk towards the closed-form shape by leaving
+    one run out.
+
+    grams: (T, B, n, n). error, seen: (B, n) weights of the gap's error and of what is seen of it. One run proves
+    nothing, so it keeps the shape.
+    """
+    if len(grams) < 2:
+        return shape
+    part = np.einsum("rbij,bj->rbi", grams, seen)
+    along, length = (part * error).sum(axis=-1), (part * seen).sum(axis=-1)
+    rest = length.sum(axis=0) - length
+    known = (length.sum(axis=0) > 0.0) & np.all(rest > 0.0, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left_out = (along.sum(axis=0) - along) / rest - shape
+        gained = ((along - shape * length) * left_out).sum(axis=0)
+        kept = np.clip(gained / np.maximum((length * left_out**2).sum(axis=0), 1e-300), 0.0, 1.0)
+        fitted: np.ndarray = np.where(known, shape + kept * (along.sum(axis=0) / length.sum(axis=0) - shape), shape)
+    return fitted
+
+
+def make_predictor(name: str, sigmas: np.ndarray, grams: np.ndarray | None) -> Predictor:
+    """hold, linear, affine or fitted; the last two need the Gram matrices of a profile on these sigmas."""
     if name == "hold":
         return hold
-    if name == "linear" or profile is None:
+    if name == "linear" or grams is None:
         return LinearInSigma(sigmas)
     if name == "affine":
-        return Affine(profile_grams(profile))
+        return Affine(grams)
     if name == "fitted":
-        return Fitted(profile_grams(profile), sigmas)
+        return Fitted(grams, sigmas)
     raise ValueError(f"predictor is {name!r}; it must be one of hold, affine, linear, fitted")
 
 

@@ -82,6 +82,21 @@ def longest_gap(count: int, computed: int) -> int:
     return max(2, 2 * count // max(computed, 1))
 
 
+def possible_gaps(
+    count: int, max_gap: int, required: Collection[int] = (), restarts: Collection[int] = ()
+) -> list[tuple[History, int]]:
+    """(history, t) of every gap that a schedule of ``budget`` may have: the two newest computed evaluations, and t."""
+    fixed = sorted({0, *required, *restarts})
+    found: list[tuple[History, int]] = []
+    for s in range(count):
+        earliest = max((f for f in fixed if f < s), default=0)
+        latest = min([s + max_gap, count, *(f for f in fixed if f > s)])
+        fresh = s == 0 or s in restarts
+        past = [(s,)] if fresh else [(s, before) for before in range(s - 1, max(s - max_gap, earliest) - 1, -1)]
+        found += [(history, t) for history in past for t in range(s + 2, latest + 1)]
+    return found
+
+
 def budget(
     count: int,
     computed: int,
@@ -96,48 +111,51 @@ def budget(
     t <= count; t = count is the end of the run. ``required`` evaluations are computed, and at ``restarts`` (always
     required, 0 among them) the history begins anew. Raises ValueError where no such schedule exists.
     """
-    fixed = sorted({0, *required, *restarts})
-    fresh = {0, *restarts}
-    # best[k]: (before, newest) -> (cost so far, the state it came from); before is -1 right after a restart
-    best: list[dict[tuple[int, int], tuple[float, tuple[int, int] | None]]] = [{} for _ in range(computed + 1)]
-    if computed:
-        best[1][-1, 0] = (0.0, None)
-    finish: tuple[float, tuple[int, int]] | None = None
-    for k in range(1, computed + 1):
-        for (before, newest), (so_far, _) in sorted(best[k].items()):
-            history = (newest,) if before < 0 else (newest, before)
-            limit = min([newest + max_gap, count, *(f for f in fixed if f > newest)])
-            for t in range(newest + 1, limit + 1):
-                if (t == count) != (k == computed):
-                    continue
-                total = so_far + (cost(history, t) if t > newest + 1 else 0.0)
-                if t == count:
-                    finish = min(finish or (math.inf, (0, 0)), (total, (before, newest)))
-                    continue
-                state = (-1, t) if t in fresh else (newest, t)
-                if total < best[k + 1].get(state, (math.inf, None))[0]:
-                    best[k + 1][state] = (total, (before, newest))
-    if finish is None:
+    width = min(max_gap, count)
+    fresh = np.zeros(count + 1, dtype=bool)
+    fresh[[0, *restarts]] = True
+    table = _cost_table(count, width, cost, required, restarts)
+    # best[d, s]: least cost with s the newest computed and s - d the one before it; d = 0: none, a history begins at s.
+    best = np.full((width + 1, count + 1), math.inf)
+    if computed > 0:
+        best[0, 0] = 0.0
+    came_from = []
+    for _ in range(computed):
+        total = best[:, None] + table
+        before = total.argmin(axis=0)
+        arrived = np.take_along_axis(total, before[None], axis=0)[0]
+        # [length, s] -> [length, t], t = s + length
+        best = np.full((width + 1, count + 1), math.inf)
+        source = np.zeros((width + 1, count + 1), dtype=int)
+        for length in range(1, width + 1):
+            best[length, length:] = arrived[length, : count + 1 - length]
+            source[length, length:] = before[length, : count + 1 - length]
+        came_from.append((source, best.argmin(axis=0)))
+        best[0, fresh] = best[:, fresh].min(axis=0)
+        best[1:, fresh] = math.inf
+    if not np.isfinite(best[:, count]).any():
         raise ValueError(
             f"no schedule computes exactly {computed} of {count} evaluations with gaps of at most {max_gap} and "
-            f"evaluations {fixed} computed; allow a longer gap or another speed"
+            f"evaluations {sorted({0, *required, *restarts})} computed; allow a longer gap or another speed"
         )
-    return _walk_back(best, computed, finish[1], count)
-
-
-def _walk_back(
-    best: list[dict[tuple[int, int], tuple[float, tuple[int, int] | None]]],
-    computed: int,
-    state: tuple[int, int],
-    count: int,
-) -> Schedule:
-    places = set()
-    here: tuple[int, int] | None = state
-    for k in range(computed, 0, -1):
-        assert here is not None
-        places.add(here[1])
-        here = best[k][here][1]
+    places, t, length = set(), count, int(best[:, count].argmin())
+    for source, shortest in reversed(came_from):
+        length = int(shortest[t]) if fresh[t] else length
+        t, length = t - length, int(source[length, t])
+        places.add(t)
     return tuple(i in places for i in range(count))
+
+
+def _cost_table(
+    count: int, width: int, cost: GapCost, required: Collection[int], restarts: Collection[int]
+) -> np.ndarray:
+    """(d, length, s) costs of the gap from s to s + length after one of d; infinite where none is allowed."""
+    table = np.full((width + 1, width + 1, count + 1), math.inf)
+    table[:, 1, :count] = 0.0
+    for history, t in possible_gaps(count, width, required, restarts):
+        s = history[0]
+        table[s - history[1] if len(history) > 1 else 0, t - s, s] = cost(history, t)
+    return table
 
 
 def histories(compute: Schedule, restarts: Collection[int] = ()) -> list[History]:

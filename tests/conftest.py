@@ -60,19 +60,12 @@ def comfy(comfy_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleT
 
     Returns the package `comfy`; afterwards `import nodes`, `import comfy.samplers` and so on give ComfyUI's.
     """
-    from ertacache.demo.comfyui import apply_torchvision_shim, needs_torchvision_shim
+    from ertacache.demo.comfyui import import_comfy
 
-    if needs_torchvision_shim():
-        apply_torchvision_shim()
-    sys.path.insert(0, str(comfy_path))
     base = tmp_path_factory.mktemp("comfy-base")
     for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
         (base / folder).mkdir()
-    # The options are read when the modules below are imported. ComfyUI parses the command line only in its main.py.
-    options = importlib.import_module("comfy.cli_args").args
-    options.cpu = True
-    options.base_directory = str(base)
-    options.disable_api_nodes = True
+    import_comfy(cpu=True, base_directory=str(base), disable_api_nodes=True)
     importlib.import_module("comfy.model_management")
     found = Path(importlib.import_module("nodes").__file__ or "")
     assert found == comfy_path / "nodes.py", f"`import nodes` gives {found}: keep the repository off sys.path"

@@ -166,7 +166,8 @@ def test_plan_is_the_best_of_all_schedules_by_its_own_criterion() -> None:
     schedule = flow(9)
     profile = profile_at(schedule[:-1])
     response = euler_response(schedule)
-    gaps = GapModel(response, make_predictor("linear", response.sigmas, profile), True, profile_grams(profile))
+    grams = profile_grams(profile)
+    gaps = GapModel(response, make_predictor("linear", response.sigmas, grams), True, grams)
     runs = [np.vstack([trajectory(r)(schedule[:-1]), np.ones(200)]) for r in range(3)]
     grown = growth(response.sigmas)
 
@@ -444,7 +445,7 @@ def test_predicted_error_is_the_grown_one_over_the_latent() -> None:
     plan = plan_for(Wish(2.5))
     response = euler_response(SCHEDULE)
     grams = profile_grams(PROFILE)
-    gaps = GapModel(response, make_predictor("linear", response.sigmas, PROFILE), True, grams)
+    gaps = GapModel(response, make_predictor("linear", response.sigmas, grams), True, grams)
     grown = growth(response.sigmas)
     worked = worked_gaps(gaps, plan.compute)
     total = sum(gap.weights * grown[t] for _, t, gap in worked)

@@ -21,7 +21,7 @@ from ertacache.erta.predictors import (
     make_predictor,
     mean_squares,
     profile_grams,
-    shape_weight,
+    shape_weights,
 )
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
@@ -238,13 +238,13 @@ def test_predictors_of_a_profile_of_zeros_are_finite() -> None:
 
 
 def test_make_predictor_knows_its_names_and_no_others() -> None:
-    profile = profile_of([smooth_run(1)])
+    grams = profile_grams(profile_of([smooth_run(1)]))
     kinds = {"hold": type(hold), "linear": LinearInSigma, "affine": Affine, "fitted": Fitted}
     for name, kind in kinds.items():
-        assert isinstance(make_predictor(name, SIGMAS, profile), kind)
+        assert isinstance(make_predictor(name, SIGMAS, grams), kind)
     assert isinstance(make_predictor("fitted", SIGMAS, None), LinearInSigma), "nothing measured, nothing fitted"
     with pytest.raises(ValueError, match=r"'cubic'.*hold, affine, linear, fitted"):
-        make_predictor("cubic", SIGMAS, profile)
+        make_predictor("cubic", SIGMAS, grams)
 
 
 def test_mean_squares_are_those_of_the_tensors() -> None:
@@ -293,19 +293,23 @@ def test_corrector_makes_up_exactly_for_a_line_under_holding() -> None:
     np.testing.assert_allclose(gap.weights[:-1] @ features, 0.0, atol=1e-14)
 
 
-def test_shape_weight_by_hand() -> None:
+def test_shape_weights_by_hand() -> None:
     """sigmas 4 3 2 1, influences 1: held from 0, the errors of 1 and 2 are -1 and -2 where 3 shows -3: w = 3/3."""
-    sigmas, ones = np.array([4.0, 3.0, 2.0, 1.0]), np.ones(4)
-    assert shape_weight(sigmas, ones, (0,), range(1, 3), 3) == pytest.approx(1.0)
-    # Line through 0 and 1: at 2 it errs by (-2) (-1) = 2, at 3 by (-3) (-2) = 6.
-    assert shape_weight(sigmas, ones, (1, 0), range(2, 3), 3) == pytest.approx(1 / 3)
+    held = shape_weights(np.array([[4.0, 3.0, 2.0, 1.0]]), np.ones((1, 2)), np.ones((1, 1), bool))
+    assert held == pytest.approx([1.0])
+    # Line through 0 and 1: at 2 it errs by (-2) (-1) = 2, at 3 by (-3) (-2) = 6. Used or not is for each gap to say:
+    # held from 1, the error of 2 is -1 where 3 shows -2.
+    lines = np.array([[3.0, 4.0, 2.0, 1.0]] * 2)
+    assert shape_weights(lines, np.ones((2, 1)), np.array([[True, True], [True, False]])) == pytest.approx(
+        [1 / 3, 1 / 2]
+    )
     # An evaluation at the newest node's own sigma shows nothing.
-    assert shape_weight(np.array([4.0, 3.0, 4.0]), ones[:3], (0,), range(1, 2), 2) == 0.0
+    assert shape_weights(np.array([[4.0, 3.0, 4.0]]), np.ones((1, 1)), np.ones((1, 1), bool)) == 0.0
 
 
 def predictors(runs: list[np.ndarray]) -> dict[str, Predictor]:
-    profile = profile_of(runs)
-    return {name: make_predictor(name, SIGMAS, profile) for name in ("hold", "linear", "affine", "fitted")}
+    grams = profile_grams(profile_of(runs))
+    return {name: make_predictor(name, SIGMAS, grams) for name in ("hold", "linear", "affine", "fitted")}
 
 
 @pytest.mark.parametrize("name", ["hold", "linear", "affine", "fitted"])
