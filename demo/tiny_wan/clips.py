@@ -61,9 +61,9 @@ def _uniform(count: int, low: float, high: float, generator: torch.Generator) ->
 def _masks(ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """(B, 4) ids -> (B, T, H, W) anti-aliased coverage of the moving shape."""
     count = len(ids)
-    radius = _uniform(count, 10.5, 12.5, generator)
-    travel = _uniform(count, 12.0, 15.0, generator)
-    centre = [_uniform(count, -3.0, 3.0, generator) + SIZE / 2 for _ in "xy"]
+    radius = _uniform(count, 11.0, 12.0, generator)
+    travel = _uniform(count, 12.5, 14.5, generator)
+    centre = [_uniform(count, -1.5, 1.5, generator) + SIZE / 2 for _ in "xy"]
     direction = torch.tensor([STEPS[name] for name in MOTIONS], dtype=torch.float32)[ids[:, 2]]
     phase = torch.linspace(-0.5, 0.5, FRAMES)[None, :, None, None]
     pixels = torch.arange(SIZE) + 0.5
@@ -82,12 +82,11 @@ def _backgrounds(ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """(B, 4) ids -> (B, H, W) grey backgrounds."""
     count = len(ids)
     shade = _uniform(count, -0.05, 0.05, generator)
-    flip = _uniform(count, 0.0, 1.0, generator).round()
     rows = (torch.arange(SIZE) + 0.5)[None, :, None] / SIZE
-    ramp = 0.2 + 0.6 * (rows * (1 - flip) + (1 - rows) * flip)
-    stripe = 0.35 + 0.3 * (((rows * SIZE / 8).floor() + flip) % 2)
+    ramp = 0.8 - 0.6 * rows
+    stripe = 0.35 + 0.3 * ((rows * SIZE / 12).floor() % 2)
     flat = torch.zeros_like(ramp)
-    grey = torch.stack([flat + 0.12, flat + 0.82, ramp, stripe])[ids[:, 3], torch.arange(count)]
+    grey = torch.cat([flat + 0.12, flat + 0.82, ramp, stripe])[ids[:, 3]]
     return (grey + shade).expand(count, SIZE, SIZE)
 
 
