@@ -1,32 +1,28 @@
 """What each part of the method is worth on the tiny Wan: ``python -m bench.ablation``.
 
 Runs in the real ComfyUI, in one process, same seeds for every variant, each compared with its own sampler's full run.
-Writes ``bench/output/ablation.json`` and a Markdown table. PSNR of decoded frames in dB, median and worst over prompts.
+Writes ``bench/output/ablation.json`` and a table. PSNR of decoded frames in dB, median and worst over prompts.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
-import sys
-import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from demo.comfyui import apply_torchvision_shim, locate, needs_torchvision_shim
-from demo.tiny_wan import clips, codec, words
+from bench.loading import ROOT, load_pack
 
-ROOT = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from ertacache.bench.rig import Rig
+
 OUTPUT = ROOT / "bench" / "output"
 MODEL = ROOT / "demo" / "models" / "erta_tiny_wan.safetensors"
-GUIDANCE = 5.0
-PROFILE_SEED, PROMPT_SEED = 9000, 100
 
 # name: (uses the profile, what is wished beside the speed)
 VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -44,96 +40,23 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
 LAST_FOUR = tuple(VARIANTS)[5:9]
 
 
-def load_pack() -> ModuleType:
-    """ComfyUI in this process and the pack loaded as ComfyUI does it."""
-    if needs_torchvision_shim():
-        apply_torchvision_shim()
-    sys.path.insert(0, str(locate()))
-    from comfy.cli_args import args
-
-    args.cpu = True
-    spec = importlib.util.spec_from_file_location(
-        "ertacache", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["ertacache"] = pack
-    spec.loader.exec_module(pack)
-    return pack
+def decoded(rig: Rig, model: Any, steps: int = 0) -> list[np.ndarray]:
+    """Frames of every test prompt."""
+    return [rig.subject.frames(rig.sample(model, job, steps).latent) for job in rig.test]
 
 
-class Bench:
-    """The tiny Wan, its prompts, and one call that samples."""
-
-    def __init__(self, prompts: int, steps: int, sampler: str, model: Path, dtype: torch.dtype) -> None:
-        import comfy.sd
-
-        self.steps, self.sampler = steps, sampler
-        chosen = clips.unseen_prompts(prompts + 16)
-        self.prompts, self.profile_prompts = chosen[:prompts], chosen[prompts:]
-        self.model = comfy.sd.load_diffusion_model(str(model), model_options={"dtype": dtype})
-
-    def sample(self, model: Any, ids: Any, seed: int, steps: int | None = None) -> torch.Tensor:
-        import nodes
-
-        side = clips.SIZE // codec.BLOCK
-        latent = {"samples": torch.zeros(1, codec.CHANNELS, clips.FRAMES, side, side)}
-        positive, negative = ([[words.embed(torch.tensor([i])), {}]] for i in (ids, (words.MISSING,) * 4))
-        result: torch.Tensor = nodes.common_ksampler(
-            model, seed, steps or self.steps, GUIDANCE, self.sampler, "simple", positive, negative, latent
-        )[0]["samples"]
-        return result
-
-    def all(self, model: Any, steps: int | None = None) -> list[torch.Tensor]:
-        return [self.sample(model, ids, PROMPT_SEED + n, steps) for n, ids in enumerate(self.prompts)]
-
-    def record(self, runs: int, level: str = "output") -> Any:
-        from ertacache.comfy_erta.session import attach
-        from ertacache.comfy_erta.tasks import Recording
-        from ertacache.erta.profile import Profile
-
-        kept, tables = [], []
-
-        def keep(measured: Any, found: Any) -> str:
-            kept.append(measured)
-            tables.extend(found)
-            return ""
-
-        for run in range(runs):
-            task = Recording(level, run, keep, lambda report: None, "simple")
-            self.sample(attach(self.model, task), self.profile_prompts[run], PROFILE_SEED + run)
-        return Profile(kept[0], tuple(tables))
-
-
-def psnr(result: torch.Tensor, reference: torch.Tensor) -> float:
-    from comfy.latent_formats import Wan21
-    from skimage.metrics import peak_signal_noise_ratio
-
-    frames = [codec.decode(Wan21().process_in(x)).numpy() for x in (reference, result)]
-    return float(peak_signal_noise_ratio(frames[0], frames[1], data_range=1.0))
-
-
-def measure(bench: Bench, profile: Any, speed: float, names: tuple[str, ...], full: list[torch.Tensor]) -> list[dict]:
-    from ertacache.comfy_erta.session import attach
-    from ertacache.comfy_erta.store import Store
-    from ertacache.comfy_erta.tasks import BUILT_IN, Caching
+def measure(rig: Rig, profile: Any, speed: float, names: tuple[str, ...], full: list[np.ndarray]) -> list[dict]:
+    from ertacache.bench.ours import cached
+    from ertacache.bench.quality import psnr
     from ertacache.erta.plan import Wish
 
     rows = []
     for name in names:
         measured, wished = VARIANTS[name]
         reports: list[Any] = []
-        with tempfile.TemporaryDirectory() as empty:
-            task = Caching(
-                Wish(speed=speed, **wished),
-                Store(Path(empty)),
-                reports.append,
-                profile if measured else None,
-                without_profile=BUILT_IN,
-                scheduler="simple",
-            )
-            results = bench.all(attach(bench.model, task))
-        values = [psnr(a, b) for a, b in zip(results, full, strict=True)]
+        wish = Wish(speed=speed, **wished)
+        model = cached(rig.model, wish, profile if measured else None, rig.config.scheduler, reports.append)
+        values = [psnr(a, b) for a, b in zip(decoded(rig, model), full, strict=True)]
         rows.append(row(name, reports[0].computed, values, compute=reports[0].compute))
     return rows
 
@@ -160,19 +83,34 @@ def main() -> None:
     content: dict[str, Any] = {"prompts": given.prompts, "runs": given.runs, "steps": given.steps, "dtype": given.dtype}
     for sampler in given.samplers:
         began = time.monotonic()
-        bench = Bench(given.prompts, given.steps, sampler, given.model, getattr(torch, given.dtype))
-        full = bench.all(bench.model)
-        profile = bench.record(given.runs)
-        for speed in given.speeds:
-            print(f"{sampler} at {speed:g}x against its own {given.steps} steps", flush=True)
-            fewer = round(given.steps / speed)
-            plain = [psnr(a, b) for a, b in zip(bench.all(bench.model, fewer), full, strict=True)]
-            names = tuple(VARIANTS) if sampler == "euler" or given.all_variants else LAST_FOUR
-            rows = [row("fewer steps", fewer, plain), *measure(bench, profile, speed, names, full)]
-            content[f"{sampler} {speed:g}x"] = rows
+        content |= of_sampler(sampler, given)
         print(f"  {time.monotonic() - began:.0f} s", flush=True)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     (OUTPUT / "ablation.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def of_sampler(sampler: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The rows of each speed, by the table's title."""
+    from dataclasses import replace
+
+    from ertacache.bench.calibration import record
+    from ertacache.bench.config import read_config
+    from ertacache.bench.quality import psnr
+    from ertacache.bench.rig import Rig
+
+    changes = {"sampler": sampler, "steps": given.steps, "model": str(given.model), "dtype": given.dtype}
+    rig = Rig(replace(read_config("tiny_wan"), profile_runs=given.runs, **changes), given.prompts)
+    full = decoded(rig, rig.model)
+    profile = record(rig, "output")
+    content = {}
+    for speed in given.speeds:
+        print(f"{sampler} at {speed:g}x against its own {given.steps} steps", flush=True)
+        fewer = round(given.steps / speed)
+        plain = [psnr(a, b) for a, b in zip(decoded(rig, rig.model, fewer), full, strict=True)]
+        names = tuple(VARIANTS) if sampler == "euler" or given.all_variants else LAST_FOUR
+        rows = [row("fewer steps", fewer, plain), *measure(rig, profile, speed, names, full)]
+        content[f"{sampler} {speed:g}x"] = rows
+    return content
 
 
 if __name__ == "__main__":

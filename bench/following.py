@@ -1,0 +1,62 @@
+"""Following a schedule that was decided elsewhere, by the pack's own machinery: for rivals, and for our ablations.
+
+So what differs between a rival and us in a result is the rule, not how well either is programmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..comfy_erta.report import Report
+from ..comfy_erta.session import Setting, Start, attach
+from ..erta.plan import Plan, Wish
+from ..erta.replay import Replay
+from ..erta.schedules import Schedule, histories
+
+Weights = Callable[[tuple[int, ...], int], tuple[float, ...]]
+"""(history, i) -> weights of the newest computed features. ``history``: the computed evaluations before i. Both newest
+first."""
+
+
+def hold(history: tuple[int, ...], i: int) -> tuple[float, ...]:
+    """The newest computed feature as it is."""
+    return (1.0,)
+
+
+def follow(model: Any, compute: Schedule, level: str, weights: Weights = hold) -> Any:
+    """A clone that computes where ``compute`` says so and reuses what ``weights`` makes of the features of a level.
+
+    level: "blocks" is the residual of the block stack per cond, "output" the derivative after guidance.
+    """
+    known = histories(compute)
+    coefficients = tuple(() if compute[i] else weights(known[i], i) for i in range(len(compute)))
+    return attach(model, Following(compute, coefficients, level))
+
+
+@dataclass(frozen=True)
+class Following:
+    """A task of the pack's session: follow one fixed schedule."""
+
+    compute: Schedule
+    coefficients: tuple[tuple[float, ...], ...]
+    level: str
+    _sigmas: dict[bytes, tuple[float, ...]] = field(default_factory=dict, compare=False)
+
+    def begin(self, setting: Setting) -> Start:
+        schedule = setting.schedule.tobytes()
+        if schedule not in self._sigmas:  # probed once, so that no rival's time pays for it at every run
+            self._sigmas[schedule] = tuple(setting.respond(setting.schedule).sigmas)
+        sigmas = self._sigmas[schedule]
+        if len(sigmas) != len(self.compute):
+            raise ValueError(f"a schedule of {len(self.compute)} evaluations for a run of {len(sigmas)}")
+        nothing = (0.0,) * len(sigmas)
+        plan = Plan(Wish(level=self.level), sigmas, self.compute, self.coefficients, nothing, nothing)
+        return Start(Replay(plan), self.level, sigmas, plan)
+
+    def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
+        if not report.complete:
+            raise RuntimeError(f"the run left its schedule: {'; '.join(report.notes)}")

@@ -1,0 +1,78 @@
+"""What is compared: a method proposes settings for a budget of evaluations, the tuner tries them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from .calibration import Calibration
+from .rig import Rig
+
+OURS, ABLATION, RIVAL = "ours", "ablation", "rival"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to render. label: tells it from the method's other settings, and is printed. patch: ModelPatcher -> clone
+    with the method on it. steps, sampler: 0 and "" for the config's."""
+
+    label: str
+    patch: Callable[[Any], Any] = lambda model: model
+    steps: int = 0
+    sampler: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting tried on the tuning prompts: mean evaluations, median PSNR in dB."""
+
+    setting: Setting
+    evaluations: float
+    psnr: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a method is to work: the rig, what was measured on its model, and the evaluations it may spend."""
+
+    rig: Rig
+    calibration: Calibration
+    budget: int
+
+    @property
+    def steps(self) -> int:
+        return self.rig.steps
+
+    @property
+    def speed(self) -> float:
+        return self.steps / self.budget
+
+
+Proposals = Generator[Setting, Trial, None]
+"""Yields settings and is sent the trial of each, so that a search can go on from it."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """family: ours (a choice a user has), ablation (of ours), rival. propose: of a single setting nothing is tuned, and
+    none means that the method cannot do the budget. effort: about how many settings it tries, for the time left.
+    """
+
+    name: str
+    family: str
+    propose: Callable[[Place], Proposals]
+    tuned: bool = False
+    effort: int = 0
+    notes: str = ""
+
+
+def single(make: Callable[[Place], Setting | None]) -> Callable[[Place], Proposals]:
+    """A proposal of one setting, or of none."""
+
+    def propose(place: Place) -> Proposals:
+        setting = make(place)
+        if setting is not None:
+            yield setting
+
+    return propose

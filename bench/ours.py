@@ -1,0 +1,72 @@
+"""The pack's own ways to render: the default, the choices beside it, and each part of the method by itself."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..comfy_erta.session import attach
+from ..comfy_erta.store import Store
+from ..comfy_erta.tasks import BUILT_IN, Caching
+from ..erta.plan import Wish
+from ..erta.profile import Profile
+from .methods import ABLATION, OURS, Method, Place, Setting, single
+
+OnReport = Callable[[Any], None]
+
+PLANNED, BUILTIN = "ERTA planned (default)", "ERTA built-in plan"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """measured: uses the profile. wished: what is asked for beside the speed."""
+
+    name: str
+    measured: bool
+    wished: dict[str, Any] = field(default_factory=dict)
+    family: str = ABLATION
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(**self.wished)
+
+
+PAPER = {"mode": "paper", "level": "blocks"}
+VARIANTS = (
+    Variant(PLANNED, True, {}, OURS),
+    Variant(BUILTIN, False, {}, OURS),
+    Variant("paper mode", True, {**PAPER, "predictor": "affine", "timesteps": True}, OURS),
+    Variant("paper: policy alone", True, {**PAPER, "predictor": "hold"}),
+    Variant("paper: policy, affine", True, {**PAPER, "predictor": "affine"}),
+    Variant("paper: policy, timesteps", True, {**PAPER, "predictor": "hold", "timesteps": True}),
+    Variant("paper mode, output level", True, {"mode": "paper", "predictor": "affine", "timesteps": True}),
+    Variant("even, hold", False, {"predictor": "hold", "corrector": False}),
+    Variant("even, two terms", False, {"predictor": "linear", "corrector": False}),
+    Variant("planned, hold", True, {"predictor": "hold", "corrector": False}),
+    Variant("planned, two terms", True, {"predictor": "linear", "corrector": False}),
+    Variant("planned, fitted, corrector", True, {"predictor": "fitted"}),
+)
+
+
+def cached(
+    model: Any, wish: Wish, profile: Profile | None, scheduler: str, on_report: OnReport = lambda report: None
+) -> Any:
+    """A clone that follows the plan of a wish: from the profile, or the built-in one where that is None."""
+    nowhere = Path(tempfile.gettempdir()) / "ertacache-bench-keeps-no-profiles"
+    task = Caching(wish, Store(nowhere), on_report, profile, without_profile=BUILT_IN, scheduler=scheduler)
+    return attach(model, task)
+
+
+def _setting(variant: Variant, place: Place) -> Setting:
+    wish = Wish(speed=place.speed, **variant.wished)
+    profile = place.calibration.profile(wish.level) if variant.measured else None
+    how = functools.partial(cached, wish=wish, profile=profile, scheduler=place.rig.config.scheduler)
+    return Setting(f"speed {wish.speed:.4g}", how)
+
+
+def ours() -> list[Method]:
+    return [Method(variant.name, variant.family, single(functools.partial(_setting, variant))) for variant in VARIANTS]

@@ -1,0 +1,45 @@
+"""The best setting of a method at or under a budget of evaluations, on prompts that nothing is compared on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+
+from .methods import Method, Place, Setting, Trial
+from .quality import psnr
+from .reference import References
+
+
+def tuned(method: Method, place: Place, references: References, memory: dict[str, Trial]) -> Setting | None:
+    """None where the method has no setting that keeps to the budget. memory: trials by label, kept between budgets."""
+    proposals = method.propose(place)
+    if not method.tuned:
+        return next(proposals, None)
+    trials: list[Trial] = []
+    try:
+        setting = next(proposals)
+        while True:
+            if setting.label not in memory:
+                memory[setting.label] = attempt(setting, place, references)
+            trials.append(memory[setting.label])
+            setting = proposals.send(trials[-1])
+    except StopIteration:
+        return best(trials, place.budget)
+
+
+def best(trials: Iterable[Trial], budget: int) -> Setting | None:
+    """Highest median PSNR among those whose mean number of evaluations is within the budget."""
+    fitting = [trial for trial in trials if trial.evaluations <= budget]
+    return max(fitting, key=lambda trial: trial.psnr).setting if fitting else None
+
+
+def attempt(setting: Setting, place: Place, references: References) -> Trial:
+    """Render the tuning prompts with a setting."""
+    rig = place.rig
+    model = setting.patch(rig.model)
+    evaluations, values = [], []
+    for job in rig.tuning:
+        sample = rig.sample(model, job, setting.steps, setting.sampler)
+        evaluations.append(sample.evaluations)
+        values.append(psnr(rig.subject.frames(sample.latent), references.frames(job)))
+    return Trial(setting, statistics.mean(evaluations), statistics.median(values))
