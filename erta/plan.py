@@ -63,17 +63,25 @@ class Wish:
         fits = all(0 <= step < self.preset_steps for step in self.preset) and len(self.preset) <= 1000
         _require(fits, "preset", self.preset, "steps below preset_steps")
 
-    def candidates(self, measured: bool, stochastic: bool) -> tuple[str, ...]:
-        """Predictors to choose from. Fresh noise bends the trajectory at random, and a line drawn through it amplifies
-        that: there holding and the line compete by their predicted error. Elsewhere the line is better than holding by
-        more than the table of one trajectory tells (bench/ablation.py)."""
+    def candidates(self, measured: bool, stochastic: bool, memoryless: bool) -> tuple[tuple[str, bool], ...]:
+        """(predictor, corrector) pairs to choose from by their predicted error.
+
+        Fresh noise bends the trajectory at random, and a line drawn through it amplifies that: there holding and the
+        line compete. A sampler with memory draws lines of its own through what it is handed, corrections included:
+        there both compete with and without correction. With Euler and its like the line with correction is better by
+        more than the table of one trajectory tells (bench/ablation.py).
+        """
+        # At blocks level what would have been predicted at a computed evaluation is not known to the sampler.
+        corrector = self.corrector and self.planned and self.level == "output"
         if self.predictor != "auto":
-            return (self.predictor,)
+            return ((self.predictor, corrector),)
         if not self.planned:
-            return ("affine",) if measured else ("hold",)
+            return (("affine" if measured else "hold", False),)
         if stochastic:
-            return ("hold", "linear") if measured else ("hold",)
-        return ("linear",)
+            return (("hold", corrector), ("linear", corrector)) if measured else (("hold", corrector),)
+        if measured and corrector and not memoryless:
+            return ("linear", True), ("linear", False), ("hold", True), ("hold", False)
+        return (("linear", corrector),)
 
     @property
     def computes_all(self) -> bool:

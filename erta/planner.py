@@ -76,7 +76,7 @@ def make_plan(
     if run.profile is not profile:
         count = "" if profile is None else profile.evaluations
         notes.append(f"the profile's {count} evaluations are resampled over sigma to this run's {run.count}")
-    predictor, compute = _choose(run, notes)
+    choice, compute = _choose(run, notes)
     moved = _adjust(schedule, run, compute, notes)
     if len(moved):
         elsewhere = respond(moved)
@@ -85,7 +85,11 @@ def make_plan(
         else:
             moved = np.empty(0)
             notes.append("adjusted sigmas would cross the edge of a conditioning elsewhere: nominal sigmas kept")
-    return _assemble(run, predictor, compute, moved, notes)
+    return _assemble(run, choice, compute, moved, notes)
+
+
+Choice = tuple[str, bool]
+"""(predictor, whether gaps are corrected)."""
 
 
 class Run:
@@ -99,9 +103,7 @@ class Run:
         self.measured_range = () if profile is None else (float(profile.sigmas.min()), float(profile.sigmas.max()))
         self.digest = "" if profile is None else profile.digest()
 
-    def gaps(self, predictor: str) -> GapModel:
-        # At blocks level what would have been predicted at a computed evaluation is not known to the sampler.
-        corrector = self.wish.corrector and self.wish.planned and self.wish.level == "output"
+    def gaps(self, predictor: str, corrector: bool) -> GapModel:
         make = make_predictor(predictor, self.response.sigmas, self.grams)
         return GapModel(self.response, make, corrector, self.grams, self.restarts)
 
@@ -127,36 +129,39 @@ def restarts_at(sigmas: np.ndarray, edges: Sequence[float]) -> frozenset[int]:
     return frozenset(found)
 
 
-def _choose(run: Run, notes: list[str]) -> tuple[str, Schedule]:
-    """The predictor's name and the evaluations to compute."""
+def _choose(run: Run, notes: list[str]) -> tuple[Choice, Schedule]:
+    """Predictor, whether gaps are corrected, and the evaluations to compute."""
     wish, count = run.wish, run.count
-    names = wish.candidates(run.profile is not None, run.response.stochastic)
+    choices = wish.candidates(run.profile is not None, run.response.stochastic, run.response.memoryless)
     required = run.required()
     computed = _budget(count, wish, required, notes)
     if wish.preset:
         if wish.preset_steps != count:
             notes.append(f"preset published for {wish.preset_steps} steps, stretched to {count} evaluations")
-        return names[0], preset(wish.preset, wish.preset_steps, count, required)
+        return choices[0], preset(wish.preset, wish.preset_steps, count, required)
     if run.profile is None:
         if not wish.planned:
             notes.append("paper mode without a profile: evenly spread, held")
-        return names[0], even(count, computed, required)
+        return choices[0], even(count, computed, required)
     if not wish.planned:
         relative = relative_l1(*(np.stack([getattr(t, name) for t in run.profile.tables]) for name in ("l1", "norm1")))
         if wish.threshold:
-            return names[0], greedy(relative, wish.threshold, required)
-        found, threshold = greedy_for_budget(relative, computed, required)
+            return choices[0], greedy(relative, wish.threshold, required)
+        greedily, threshold = greedy_for_budget(relative, computed, required)
         notes.append(f"threshold {threshold:.3g} found from the speed")
-        return names[0], found
-    cost, compute, name = min(
-        ((*_search(run, name, computed, required), name) for name in names), key=lambda found: found[0]
-    )
+        return choices[0], greedily
+    found = [(choice, *_search(run, choice, computed, required)) for choice in choices]
+    if len(found) > 1:
+        found.sort(key=lambda one: _expected_error(run, one[0], one[2])[1])
+        predictor, corrector = found[0][0]
+        notes.append(f"least predicted error: {predictor}, {'with' if corrector else 'without'} correction")
+    choice, cost, compute = found[0]
     if cost == math.inf:
         notes.append(f"{count} evaluations at this speed are too many to search: evenly spread")
     longest = int(np.diff([*np.flatnonzero(compute), count]).max())
     if 0 < wish.max_gap < longest:
         notes.append(f"with {computed} computed the longest gap cannot be {wish.max_gap}: it is {longest}")
-    return name, compute
+    return choice, compute
 
 
 def _budget(count: int, wish: Wish, required: frozenset[int], notes: list[str]) -> int:
@@ -169,9 +174,9 @@ def _budget(count: int, wish: Wish, required: frozenset[int], notes: list[str]) 
     return min(max(wanted, least), count)
 
 
-def _search(run: Run, name: str, computed: int, required: frozenset[int]) -> tuple[float, Schedule]:
+def _search(run: Run, choice: Choice, computed: int, required: frozenset[int]) -> tuple[float, Schedule]:
     """The least summed cost of all gaps, and the schedule that has it."""
-    gaps = run.gaps(name)
+    gaps = run.gaps(*choice)
     limit = run.wish.max_gap or longest_gap(run.count, computed)
     while True:
         if run.count * limit**2 > MAX_GAPS:
@@ -188,6 +193,8 @@ def _search(run: Run, name: str, computed: int, required: frozenset[int]) -> tup
 
 def _gap_costs(gaps: GapModel, keys: list[tuple[History, int]]) -> GapCost:
     """What leaving out the evaluations of each of these gaps costs."""
+    if not keys:
+        return lambda history, t: 0.0  # everything is required, nothing can be left out
     squares = np.stack([gap.squares for gap in gaps.work_out_all(keys)])
     weight = growth(gaps.response.sigmas)[[t for _, t in keys]]
     # Growth counts twice: early errors also bend what later steps answer (measured: better worst case).
@@ -225,12 +232,11 @@ def _adjust(schedule: np.ndarray, run: Run, compute: Schedule, notes: list[str])
     return adjusted(schedule, phi(np.stack([table.l1 for table in run.profile.tables]), compute))
 
 
-def _assemble(run: Run, predictor: str, compute: Schedule, moved: np.ndarray, notes: list[str]) -> Plan:
-    gaps, count = run.gaps(predictor), run.count
+def _assemble(run: Run, choice: Choice, compute: Schedule, moved: np.ndarray, notes: list[str]) -> Plan:
+    gaps, count = run.gaps(*choice), run.count
     coefficients: list[tuple[float, ...]] = [()] * count
     offsets, corrections = [0.0] * count, [0.0] * count
-    worked = list(worked_gaps(gaps, compute))
-    for history, t, gap in worked:
+    for history, t, gap in worked_gaps(gaps, compute):
         for i, prediction in enumerate(gap.predictions, start=history[0] + 1):
             coefficients[i], offsets[i] = prediction
         if gap.closing is not None:
@@ -245,7 +251,7 @@ def _assemble(run: Run, predictor: str, compute: Schedule, moved: np.ndarray, no
         corrections=rounded(corrections),
         restarts=tuple(sorted(run.restarts)),
         schedule=rounded(moved),
-        predicted_error=() if run.profile is None else _expected_error(gaps, worked, run.profile),
+        predicted_error=() if run.profile is None else _expected_error(run, choice, compute),
         profile=run.digest,
         notes=tuple(notes),
     )
@@ -285,22 +291,22 @@ def position_error(plan: Plan, response: Response) -> np.ndarray:
     return error
 
 
-def _expected_error(
-    gaps: GapModel, worked: Sequence[tuple[tuple[int, ...], int, Gap]], profile: Profile
-) -> tuple[float, float]:
+def _expected_error(run: Run, choice: Choice, compute: Schedule) -> tuple[float, float]:
     """(median, worst) over recorded runs: all gaps' errors, each grown until the end, over the latent's RMS.
 
     What the gaps leave adds up with its correlation, their feedback as if it had none.
     """
+    gaps = run.gaps(*choice)
+    worked = worked_gaps(gaps, compute)
     if not worked:
         return (0.0, 0.0)
     weight = growth(gaps.response.sigmas)
     total = np.sum([gap.weights * weight[t] for _, t, gap in worked], axis=0)
-    assert gaps.grams is not None
+    assert gaps.grams is not None and run.profile is not None
     squares = mean_squares(total, gaps.grams)
     for _, t, gap in worked:
         squares += weight[t] ** 2 * _feedback_squares(gaps, gap, t)
-    scale = np.array([max(table.latent_rms, 1e-12) for table in profile.tables])
+    scale = np.array([max(table.latent_rms, 1e-12) for table in run.profile.tables])
     relative = np.minimum(np.sqrt(squares) / scale, MAX_ERROR)
     median, worst = rounded([np.median(relative), relative.max()])
     return (median, worst)

@@ -34,6 +34,15 @@ class Clips:
         return shown.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).numpy()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On a model this small several threads mostly wait for each other, on a busy machine for seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def make_rig(comfy_pack, wan):
     from ertacache.bench.config import read_config

@@ -138,13 +138,24 @@ def test_wish_refuses_and_names_the_field(field: str, value: object) -> None:
 
 
 def test_wish_auto_chooses_from_what_mode_profile_and_sampler_allow() -> None:
-    assert Wish().candidates(measured=False, stochastic=False) == ("linear",)
-    assert Wish().candidates(measured=False, stochastic=True) == ("hold",)
-    assert Wish().candidates(measured=True, stochastic=False) == ("linear",)
-    assert set(Wish().candidates(measured=True, stochastic=True)) == {"linear", "hold"}
-    assert Wish(mode="paper").candidates(measured=True, stochastic=False) == ("affine",)
-    assert Wish(mode="paper").candidates(measured=False, stochastic=False) == ("hold",)
-    assert Wish(mode="paper", predictor="fitted").candidates(measured=False, stochastic=True) == ("fitted",)
+    def names(wish: Wish, measured: bool, stochastic: bool = False, memoryless: bool = True) -> set[tuple[str, bool]]:
+        found = wish.candidates(measured, stochastic, memoryless)
+        assert len(set(found)) == len(found)
+        return set(found)
+
+    every = {("linear", True), ("linear", False), ("hold", True), ("hold", False)}
+    assert names(Wish(), measured=False) == {("linear", True)}
+    assert names(Wish(), measured=False, memoryless=False) == {("linear", True)}
+    assert names(Wish(), measured=False, stochastic=True) == {("hold", True)}
+    assert names(Wish(), measured=True) == {("linear", True)}
+    assert names(Wish(), measured=True, memoryless=False) == every
+    assert names(Wish(corrector=False), measured=True, memoryless=False) == {("linear", False)}
+    assert names(Wish(level="blocks"), measured=True, memoryless=False) == {("linear", False)}
+    assert names(Wish(), measured=True, stochastic=True, memoryless=False) == {("linear", True), ("hold", True)}
+    assert names(Wish(mode="paper"), measured=True) == {("affine", False)}
+    assert names(Wish(mode="paper"), measured=False) == {("hold", False)}
+    assert names(Wish(mode="paper", predictor="fitted"), measured=False, stochastic=True) == {("fitted", False)}
+    assert names(Wish(predictor="hold"), measured=True, memoryless=False) == {("hold", True)}
 
 
 # Refusals, one by one

@@ -74,6 +74,40 @@ def computed_at(plan: Plan) -> list[int]:
 # How many are computed
 
 
+def test_plan_with_every_evaluation_protected_computes_them_all() -> None:
+    assert all(plan_for(Wish(2.0, protect_start=1000)).compute)
+
+
+# Choosing among predictors
+
+
+def test_sampler_with_memory_gets_what_is_predicted_to_do_best() -> None:
+    """Adams-Bashforth of order 2: an output comes back with -1/2 in the next step."""
+
+    def respond(schedule: np.ndarray) -> Response:
+        steps = np.diff(schedule)
+        count = len(steps)
+        influence = np.zeros((count, count + 1))
+        for i in range(count):
+            influence[i, i + 1 :] += steps[i] * (1.5 if i else 1.0)
+            influence[i, i + 2 :] -= 0.5 * steps[i + 1] if i + 1 < count else 0.0
+        return Response(schedule[:-1], influence)
+
+    assert euler_response(SCHEDULE).memoryless
+    assert not respond(SCHEDULE).memoryless
+    chosen = make_plan(SCHEDULE, respond, PROFILE, Wish(2.0))
+    errors = {}
+    for predictor, corrector in itertools.product(("linear", "hold"), (True, False)):
+        plan = make_plan(SCHEDULE, respond, PROFILE, Wish(2.0, predictor=predictor, corrector=corrector))
+        errors[predictor, corrector] = plan.predicted_error[1]
+        if plan.predicted_error == chosen.predicted_error:
+            assert (plan.compute, plan.coefficients) == (chosen.compute, chosen.coefficients)
+    assert chosen.predicted_error[1] == min(errors.values())
+    assert len(set(errors.values())) == 4
+    assert "least predicted error" in " ".join(chosen.notes)
+    assert "least predicted error" not in " ".join(plan_for(Wish(2.0)).notes), "Euler: nothing to choose"
+
+
 @pytest.mark.parametrize("speed", [1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0])
 def test_speed_becomes_the_number_of_computed_evaluations(speed: float) -> None:
     wanted = round(24 / speed)
