@@ -143,12 +143,12 @@ def test_wish_auto_chooses_from_what_mode_profile_and_sampler_allow() -> None:
         assert len(set(found)) == len(found)
         return set(found)
 
-    every = {("linear", True), ("linear", False), ("hold", True), ("hold", False)}
+    both = {("linear", True), ("hold", True)}
     assert names(Wish(), measured=False) == {("linear", True)}
     assert names(Wish(), measured=False, memoryless=False) == {("linear", True)}
     assert names(Wish(), measured=False, stochastic=True) == {("hold", True)}
     assert names(Wish(), measured=True) == {("linear", True)}
-    assert names(Wish(), measured=True, memoryless=False) == every
+    assert names(Wish(), measured=True, memoryless=False) == both
     assert names(Wish(corrector=False), measured=True, memoryless=False) == {("linear", False)}
     assert names(Wish(level="blocks"), measured=True, memoryless=False) == {("linear", False)}
     assert names(Wish(), measured=True, stochastic=True, memoryless=False) == {("linear", True), ("hold", True)}
