@@ -44,6 +44,8 @@ VARIANTS = (
     Variant("paper: policy, affine", True, {**PAPER, "predictor": "affine"}),
     Variant("paper: policy, timesteps", True, {**PAPER, "predictor": "hold", "timesteps": True}),
     Variant("paper mode, output level", True, {"mode": "paper", "predictor": "affine", "timesteps": True}),
+    Variant("paper: policy alone, output level", True, {"mode": "paper", "predictor": "hold"}),
+    Variant("paper: policy, affine, output level", True, {"mode": "paper", "predictor": "affine"}),
     Variant("even, hold", False, {"predictor": "hold", "corrector": False}),
     Variant("even, two terms", False, {"predictor": "linear", "corrector": False}),
     Variant("planned, hold", True, {"predictor": "hold", "corrector": False}),

@@ -69,7 +69,7 @@ class Wish:
         Fresh noise bends the trajectory at random, and a line drawn through it amplifies that: there holding and the
         line compete. A sampler with memory draws lines of its own through what it is handed, corrections included:
         there both compete too. With Euler and its like the line is better by more than the table of one trajectory
-        tells (bench/ablation.py). Plans without correction do not compete: their predicted error is too low by most.
+        tells (bench/ours.py). Plans without correction do not compete: their predicted error is too low by most.
         """
         # At blocks level what would have been predicted at a computed evaluation is not known to the sampler.
         corrector = self.corrector and self.planned and self.level == "output"
