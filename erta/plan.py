@@ -24,18 +24,19 @@ VERSION = 1
 MAX_CHARACTERS = 200_000
 
 MODES = ("planned", "paper")
-PREDICTORS = ("auto", "hold", "affine", "linear", "fitted")
+PREDICTORS = ("auto", "hold", "affine", "linear")
 
 
 @dataclass(frozen=True)
 class Wish:
     """What the artist asks for. Raising ``speed`` reuses more; everything else has a default that suits most runs.
 
-    mode: planned, or paper (ERTACache as published). level: output or blocks. predictor: auto is linear when planned,
-    affine in paper mode. corrector: make up for a gap's error at the evaluation that ends it (output level, planned).
-    timesteps: the paper's sigma adjustment. threshold: the paper's lambda; 0 finds it from speed. protect_start and
-    protect_end: evaluations computed at either end. max_gap: most evaluations from one computed to the next, 0 for
-    twice the mean. preset, preset_steps: a published list of computed steps and the step count it is for, () for none.
+    mode: planned, or paper (ERTACache as published). level: output or blocks. predictor: auto is the line in
+    sigma with a fitted slope when planned, affine in paper mode. corrector: make up for a gap's error at the evaluation
+    that ends it (output level, planned). timesteps: the paper's sigma adjustment. threshold: the paper's lambda; 0
+    finds it from speed. protect_start and protect_end: evaluations computed at either end. max_gap: most evaluations
+    from one computed to the next, 0 for twice the mean. preset, preset_steps: a published list of computed steps and
+    the step count it is for, () for none.
     """
 
     speed: float = 2.0
@@ -63,25 +64,18 @@ class Wish:
         fits = all(0 <= step < self.preset_steps for step in self.preset) and len(self.preset) <= 1000
         _require(fits, "preset", self.preset, "steps below preset_steps")
 
-    def candidates(self, measured: bool, stochastic: bool, memoryless: bool) -> tuple[tuple[str, bool], ...]:
-        """(predictor, corrector) pairs to choose from by their predicted error.
+    def choice(self, measured: bool, stochastic: bool) -> tuple[str, bool]:
+        """(predictor, whether gaps are corrected). "fitted" is the line with a share of its slope fitted to each gap.
 
-        Fresh noise bends the trajectory at random, and a line drawn through it amplifies that: there holding and the
-        line compete. A sampler with memory draws lines of its own through what it is handed, corrections included:
-        there both compete too. With Euler and its like the line is better by more than the table of one trajectory
-        tells (bench/ours.py). Plans without correction do not compete: their predicted error is too low by most.
+        Fresh noise bends the trajectory at random, and how much of a line is left there only a profile tells.
         """
         # At blocks level what would have been predicted at a computed evaluation is not known to the sampler.
         corrector = self.corrector and self.planned and self.level == "output"
         if self.predictor != "auto":
-            return ((self.predictor, corrector),)
+            return self.predictor, corrector
         if not self.planned:
-            return (("affine" if measured else "hold", False),)
-        if stochastic:
-            return (("hold", corrector), ("linear", corrector)) if measured else (("hold", corrector),)
-        if measured and corrector and not memoryless:
-            return ("linear", True), ("hold", True)
-        return (("linear", corrector),)
+            return ("affine" if measured else "hold"), False
+        return ("fitted" if measured or not stochastic else "hold"), corrector
 
     @property
     def computes_all(self) -> bool:

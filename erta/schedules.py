@@ -6,7 +6,7 @@ All functions are deterministic; ties go to the earlier step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -14,22 +14,8 @@ from .predictors import History
 
 Schedule = tuple[bool, ...]
 
-GapCost = Callable[[History, int], float]
-"""(history, t) -> cost of reusing everything between history[0] and t."""
-
-# How much a position error made at a sigma has grown by the end of the run: measured by perturbing 50-step runs of a
-# small trained video model at shift 8, every fourth step. A stand-in for models on which it was not measured.
-_GROWTH_SIGMA = (0.0, 0.25, 0.471, 0.615, 0.713, 0.784, 0.838, 0.881, 0.915, 0.944, 0.967, 0.985, 1.0)
-_GROWTH = (0.5, 0.5, 0.5, 0.6, 0.8, 1.0, 1.2, 1.6, 2.3, 2.9, 2.2, 2.3, 2.4)
-
-
-def growth(sigmas: np.ndarray) -> np.ndarray:
-    """(M + 1,) factor by which a position error that enters at evaluation t grows until the end; the last is for t = M.
-
-    sigmas: (M,). Sigmas above 1 (models that are no flow models) are mapped by sigma / (1 + sigma), their flow sigma.
-    """
-    flow = sigmas if sigmas.max(initial=0.0) <= 1.0 + 1e-6 else sigmas / (1.0 + sigmas)
-    return np.append(np.interp(flow, _GROWTH_SIGMA, _GROWTH), _GROWTH[0])
+GapCosts = Mapping[tuple[History, int], float]
+"""(history, t) -> cost of reusing everything between history[0] and t, for each of ``possible_gaps``."""
 
 
 def even(count: int, computed: int, required: Collection[int] = ()) -> Schedule:
@@ -100,7 +86,7 @@ def possible_gaps(
 def budget(
     count: int,
     computed: int,
-    cost: GapCost,
+    costs: GapCosts,
     max_gap: int,
     required: Collection[int] = (),
     restarts: Collection[int] = (),
@@ -114,7 +100,7 @@ def budget(
     width = min(max_gap, count)
     fresh = np.zeros(count + 1, dtype=bool)
     fresh[[0, *restarts]] = True
-    table = _cost_table(count, width, cost, required, restarts)
+    table = _cost_table(count, width, costs, required, restarts)
     # best[d, s]: least cost with s the newest computed and s - d the one before it; d = 0: none, a history begins at s.
     best = np.full((width + 1, count + 1), math.inf)
     if computed > 0:
@@ -147,14 +133,14 @@ def budget(
 
 
 def _cost_table(
-    count: int, width: int, cost: GapCost, required: Collection[int], restarts: Collection[int]
+    count: int, width: int, costs: GapCosts, required: Collection[int], restarts: Collection[int]
 ) -> np.ndarray:
     """(d, length, s) costs of the gap from s to s + length after one of d; infinite where none is allowed."""
     table = np.full((width + 1, width + 1, count + 1), math.inf)
     table[:, 1, :count] = 0.0
     for history, t in possible_gaps(count, width, required, restarts):
         s = history[0]
-        table[s - history[1] if len(history) > 1 else 0, t - s, s] = cost(history, t)
+        table[s - history[1] if len(history) > 1 else 0, t - s, s] = costs[history, t]
     return table
 
 

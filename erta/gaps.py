@@ -1,0 +1,138 @@
+"""What each gap that a schedule may have costs, all of them at once: the table that the search works on.
+
+A gap's cost is the error of the final latent that its reused evaluations leave after its slope and its correction, plus
+what the closed loop (loop.py) adds that can be told from the gap and the one before it: the answer to the error at the
+evaluation that ends it, and that its line is drawn from an output that is off itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .loop import MAX_CORRECTION, MAX_SLOPE, Loop
+from .predictors import MAX_EXTRAPOLATION, History
+
+# The aggregate over recorded runs is a power mean of this order of their errors: between the mean square, which a
+# rare prompt does not move, and the largest one.
+POWER = 8.0
+
+# So many numbers are worked on at once, 32 MB of them.
+MAX_NUMBERS = 4_000_000
+
+Key = tuple[History, int]
+"""(the newest computed evaluations, t) of a gap; t = M where the run ends inside it."""
+
+
+@dataclass(frozen=True)
+class _Gaps:
+    """N gaps. s, before, t: (N,), before = s where there is no older one. Vectors have a weight for each of ``nodes``
+    (N, 5): the sums of end * F up to t and up to s, then F_s, F_before, F_t."""
+
+    s: np.ndarray
+    before: np.ndarray
+    t: np.ndarray
+    nodes: np.ndarray
+    held: np.ndarray  # (N, 5) what the gap's truth is away from holding
+    moved: np.ndarray  # (N, 5) what the line's whole slope changes
+    reach: np.ndarray  # (N,) how far the line goes at t, in distances of its two points
+    ends: np.ndarray  # (N,) influence of output t
+
+
+def gap_costs(loop: Loop, keys: list[Key], slope: float | None, corrector: bool) -> dict[Key, float]:
+    """Cost of each gap as a mean square, in units of the final latent's. slope: share of the line's, None to fit it."""
+    if not keys:
+        return {}  # everything is required, nothing can be left out
+    count, runs = loop.response.evaluations, len(loop.grams)
+    basis = _basis(loop)
+    products = basis @ loop.grams[:, :count, :count] @ basis.T
+    gaps = _gaps(loop, keys)
+    size = max(1, MAX_NUMBERS // (25 * runs))
+    parts = [
+        _costs_of(loop, products, _part(gaps, slice(k, k + size)), slope, corrector) for k in range(0, len(keys), size)
+    ]
+    squares, arriving, amplified = (np.concatenate(found, axis=-1) for found in zip(*parts, strict=True))
+    squares += _from_before(loop, gaps, arriving, amplified)
+    costs = np.mean(squares ** (POWER / 2.0), axis=0) ** (2.0 / POWER)
+    return dict(zip(keys, costs.tolist(), strict=True))
+
+
+def _basis(loop: Loop) -> np.ndarray:
+    """(2 M + 1, M): each feature, then what the first 0 to M outputs together put into the final latent."""
+    count = loop.response.evaluations
+    sums = np.tril(np.ones((count + 1, count)), -1) * loop.response.end
+    return np.concatenate([np.eye(count), sums])
+
+
+def _gaps(loop: Loop, keys: list[Key]) -> _Gaps:
+    sigmas, end, count = loop.response.sigmas, loop.response.end, loop.response.evaluations
+    s = np.array([history[0] for history, _ in keys])
+    before = np.array([history[min(1, len(history) - 1)] for history, _ in keys])
+    t = np.array([t for _, t in keys])
+    ending = np.minimum(t, count - 1)
+    apart = sigmas[s] - sigmas[before]
+    drawn = np.abs(sigmas[ending] - sigmas[s]) < MAX_EXTRAPOLATION * np.abs(apart)
+    apart = np.where(drawn, apart, 1.0)
+    total, along = (np.concatenate([[0.0], np.cumsum(each)]) for each in (end, end * sigmas))
+    weight = total[t] - total[s + 1]
+    rise = np.where(drawn, (along[t] - along[s + 1] - weight * sigmas[s]) / apart, 0.0)
+    nothing, one = np.zeros(len(keys)), np.ones(len(keys))
+    return _Gaps(
+        s=s,
+        before=before,
+        t=t,
+        nodes=np.stack([count + t, count + s + 1, s, before, ending], axis=1),
+        held=np.stack([one, -one, -weight, nothing, nothing], axis=1),
+        moved=np.stack([nothing, nothing, rise, -rise, nothing], axis=1),
+        reach=np.where(drawn, (sigmas[ending] - sigmas[s]) / apart, 0.0),
+        ends=np.where(t < count, end[ending], 0.0),
+    )
+
+
+def _part(gaps: _Gaps, where: slice) -> _Gaps:
+    return _Gaps(**{name: value[where] for name, value in vars(gaps).items()})
+
+
+def _costs_of(
+    loop: Loop, products: np.ndarray, gaps: _Gaps, slope: float | None, corrector: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(T, N) what the gap leaves, (T, N) the mean square that arrives at t, (N,) what an error of F_s is made to."""
+    near = products[:, gaps.nodes[:, :, None], gaps.nodes[:, None, :]]
+
+    def inner(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        product: np.ndarray = np.einsum("tni,ni->tn", (near @ other[:, :, None])[..., 0], one)
+        return product
+
+    if slope is None:
+        along, length = inner(gaps.held, gaps.moved).sum(axis=0), inner(gaps.moved, gaps.moved).sum(axis=0)
+        share = np.clip(np.divide(along, length, out=np.zeros_like(along), where=length > 0.0), 0.0, MAX_SLOPE)
+    else:
+        share = np.full(len(gaps.s), slope)
+    missed = gaps.held - share[:, None] * gaps.moved
+    arriving = np.maximum(inner(missed, missed), 0.0)
+    told = np.zeros_like(missed)
+    told[:, 2], told[:, 3], told[:, 4] = -1.0 - share * gaps.reach, share * gaps.reach, 1.0
+    answer = loop.feedback.spread[gaps.nodes[:, 4]] ** 2
+    # The weight on what is told, before it is divided by the influence that the evaluation has.
+    along, length = inner(missed, told).sum(axis=0), (inner(told, told) + answer * arriving).sum(axis=0)
+    most = MAX_CORRECTION * (gaps.t - gaps.s - 1) * np.abs(gaps.ends)
+    can = corrector & (length > 0.0) & ~np.isin(gaps.t, list(loop.restarts))
+    weight = np.divide(along, length, out=np.zeros_like(along), where=can)
+    weight = np.where(np.abs(weight) <= most, weight, 0.0)
+    left = missed - weight[:, None] * told
+    squares = np.maximum(inner(left, left), 0.0) + answer * arriving * weight**2
+    amplified = loop.response.end[gaps.s] - gaps.held[:, 2] + share * gaps.moved[:, 2]
+    return squares, arriving, amplified
+
+
+def _from_before(loop: Loop, gaps: _Gaps, arriving: np.ndarray, amplified: np.ndarray) -> np.ndarray:
+    """(T, N) mean square by the answer to the error that the gap from ``before`` to s left, on average over those."""
+    count = loop.response.evaluations
+    place = gaps.s * (count + 1) + gaps.t
+    size = count * (count + 1)
+    ways = np.maximum(np.bincount(place, minlength=size), 1)
+    mean = np.stack([np.bincount(place, weights=row, minlength=size) for row in arriving]) / ways
+    left: np.ndarray = mean[:, gaps.before * (count + 1) + gaps.s]
+    left *= (loop.feedback.spread[gaps.s] * amplified) ** 2
+    return left
