@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
-from ..comfy_erta.session import attach
-from ..comfy_erta.tasks import Recording
 from ..erta.profile import Profile
 from . import embeddings, magnitudes
 from .kept import Kept
+from .recording import record
 from .rig import Rig
 
 
@@ -48,19 +46,3 @@ class Calibration:
 
         found: list[float] = self._rivals.json("teacache", measure)
         return found
-
-
-def record(rig: Rig, level: str) -> Profile:
-    """A profile of the rig's profiling prompts."""
-    measured: list[Any] = []
-    tables: list[Any] = []
-
-    def keep(where: Any, found: Any) -> str:
-        measured.append(where)
-        tables.extend(found)
-        return ""
-
-    for run, job in enumerate(rig.profiling):
-        task = Recording(level, run, keep, lambda report: None, rig.config.scheduler)
-        rig.sample(attach(rig.model, task), job)
-    return Profile(measured[0], tuple(tables))

@@ -37,7 +37,7 @@ QUICK = (PLANNED, BUILTIN, "planned, hold", "fewer steps", "EasyCache", "TeaCach
 # What a row depends on beside the model and the settings. A change of the pack measures ours anew, not the rivals.
 _RENDERING = ("rig", "subjects", "quality", "reference", "measure", "methods", "tuning", "calibration")
 _RIVALS = (*_RENDERING, "rivals", "following", "taylor", "magnitudes", "embeddings")
-_OURS = (*_RENDERING, "ours")
+_OURS = (*_RENDERING, "ours", "recording")
 
 
 class Bench:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,26 @@ def ablation(rows: Sequence[Row], path: Path) -> None:
     for label, name in zip(axes[0].get_yticklabels(), names, strict=True):
         label.set_color(_colour(ours, name))
     figure.suptitle("What each part is worth: median (dot), quartiles (bar), worst prompt (tick)", fontsize=11)
+    figure.savefig(path, dpi=110)
+
+
+def predicted(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """Predicted against measured error: dots are prompts, rings medians; the diagonal and a factor of 2."""
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    axis = figure.subplots()
+    for point in points:
+        colour = ACCENT if point["plan"] == "default" else SECOND
+        told = point["predicted"][0]
+        axis.plot([told] * len(point["error"]), point["error"], ".", color=colour, markersize=3, alpha=0.35)
+        axis.plot(told, statistics.median(point["error"]), "o", color=colour, markersize=7, fillstyle="none")
+    ends = (1e-4, 0.3)
+    axis.plot(ends, ends, color=INK, linewidth=0.8)
+    for factor in (0.5, 2.0):
+        axis.plot(ends, [factor * end for end in ends], color=PALE, linewidth=0.8)
+    axis.set(xscale="log", yscale="log", xlabel="predicted error of the final latent", ylabel="measured")
+    axis.grid(alpha=0.25)
+    title = "Orange: default plan; green: held, no corrector. Dot: prompt, ring: median"
+    axis.set_title(title, fontsize=9, loc="left")
     figure.savefig(path, dpi=110)
 
 

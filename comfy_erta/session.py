@@ -37,6 +37,9 @@ class Observer(Protocol):
 
     cache_bytes: int
 
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
     def predict(self, i: int, key: str) -> Tensor | None: ...
 
     def observe(self, i: int, key: str, feature: Tensor) -> Tensor: ...
@@ -274,7 +277,7 @@ def _report(session: Session, seconds: float) -> Report:
         seconds_computed=watch.seconds("computed"),
         seconds_reused=watch.seconds("reused"),
         cache_bytes=0 if start.observer is None else start.observer.cache_bytes,
-        notes=(*start.notes, *surprises),
+        notes=(*start.notes, *surprises, *(() if start.observer is None else start.observer.notes)),
         complete=not session.surprise,
         **_planned(start.plan),
     )

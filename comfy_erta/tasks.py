@@ -36,7 +36,8 @@ class ProfileMismatch(ValueError):
 class Recording:
     """Let everything be computed and measure it.
 
-    on_tables gets what a run that went as foreseen has measured, and returns a line for the report.
+    on_tables gets what a run that went as foreseen has measured, and returns a line for the report; on_features the
+    recorded features themselves, to be let go soon.
     """
 
     level: str
@@ -44,6 +45,7 @@ class Recording:
     on_tables: Callable[[Measured, tuple[Table, ...]], str]
     on_report: OnReport
     scheduler: str = ""
+    on_features: Callable[[dict[str, dict[int, Tensor]]], None] = lambda features: None
 
     def begin(self, setting: Setting) -> Start:
         response = setting.respond(setting.schedule)
@@ -56,6 +58,7 @@ class Recording:
             try:
                 tables = start.observer.tables(self.run, latent_rms(setting, samples))
                 note = self.on_tables(start.measured, tables)
+                self.on_features(start.observer.features())
             except IncompleteRecording as incomplete:
                 note = f"nothing recorded: {incomplete}"
         self.on_report(replace(report, notes=(*report.notes, note)))

@@ -76,7 +76,10 @@ def _gaps(loop: Loop, keys: list[Key]) -> _Gaps:
     apart = np.where(drawn, apart, 1.0)
     total, along = (np.concatenate([[0.0], np.cumsum(each)]) for each in (end, end * sigmas))
     weight = total[t] - total[s + 1]
-    rise = np.where(drawn, (along[t] - along[s + 1] - weight * sigmas[s]) / apart, 0.0)
+    rise = along[t] - along[s + 1] - weight * sigmas[s]
+    # Where all lies at one sigma (heun) only rounding is left, to which a slope would be fitted.
+    drawn &= np.abs(rise) > 1e-12 * np.abs(along).max()
+    rise = np.where(drawn, rise / apart, 0.0)
     nothing, one = np.zeros(len(keys)), np.ones(len(keys))
     return _Gaps(
         s=s,
@@ -121,18 +124,20 @@ def _costs_of(
     weight = np.divide(along, length, out=np.zeros_like(along), where=can)
     weight = np.where(np.abs(weight) <= most, weight, 0.0)
     left = missed - weight[:, None] * told
-    squares = np.maximum(inner(left, left), 0.0) + answer * arriving * weight**2
+    squares = np.maximum(inner(left, left), 0.0) + answer * arriving * (gaps.ends**2 + weight**2)
     amplified = loop.response.end[gaps.s] - gaps.held[:, 2] + share * gaps.moved[:, 2]
     return squares, arriving, amplified
 
 
 def _from_before(loop: Loop, gaps: _Gaps, arriving: np.ndarray, amplified: np.ndarray) -> np.ndarray:
-    """(T, N) mean square by the answer to the error that the gap from ``before`` to s left, on average over those."""
+    """(T, N) what a line makes of the answer at s to the error that the gap from ``before`` to s left, on average."""
     count = loop.response.evaluations
     place = gaps.s * (count + 1) + gaps.t
     size = count * (count + 1)
     ways = np.maximum(np.bincount(place, minlength=size), 1)
     mean = np.stack([np.bincount(place, weights=row, minlength=size) for row in arriving]) / ways
     left: np.ndarray = mean[:, gaps.before * (count + 1) + gaps.s]
-    left *= (loop.feedback.spread[gaps.s] * amplified) ** 2
+    # What it is by itself the gap before has already paid.
+    more = np.maximum(amplified**2 - loop.response.end[gaps.s] ** 2, 0.0)
+    left *= loop.feedback.spread[gaps.s] ** 2 * more
     return left

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .predictors import History, Predictor, line
+from .predictors import History, Prediction, Predictor, line
 from .response import Response
 from .schedules import Schedule
 
@@ -39,12 +39,13 @@ class Feedback:
 
 @dataclass
 class Shape:
-    """What a schedule becomes. coefficients, offsets, corrections: as in a Plan. squares: (T,) squared relative error
-    of the final latent in each recorded run."""
+    """What a schedule becomes. coefficients, offsets, corrections, misses: as in a Plan. squares: (T,) squared relative
+    error of the final latent in each recorded run."""
 
     coefficients: list[tuple[float, ...]]
     offsets: list[float]
     corrections: list[float]
+    misses: list[float]
     squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
@@ -65,13 +66,25 @@ class Loop:
         """Follow a schedule and fit what it needs. predictor: None for the line with a slope fitted to each gap."""
         return _Pass(self, compute, predictor, corrector).shape()
 
+    def follow(self, compute: Schedule, found: Shape) -> Shape:
+        """What becomes of a schedule with the coefficients and corrections that another loop gave it."""
+        return _Pass(self, compute, None, True, found).shape()
+
 
 class _Pass:
     """One pass through a schedule. Vectors have M + 1 + K entries: recorded features, the constant 1, and rho of each
     of the K computed evaluations."""
 
-    def __init__(self, loop: Loop, compute: Schedule, predictor: Predictor | None, corrector: bool) -> None:
-        self.loop, self.compute, self.predictor, self.corrector = loop, compute, predictor, corrector
+    def __init__(
+        self,
+        loop: Loop,
+        compute: Schedule,
+        predictor: Predictor | None,
+        corrector: bool,
+        given: Shape | None = None,
+    ) -> None:
+        """given: what is already decided, instead of being fitted."""
+        self.loop, self.compute, self.predictor, self.corrector, self.given = loop, compute, predictor, corrector, given
         self.count = len(compute)
         self.computed = [i for i in range(self.count) if compute[i]]
         self.size = self.count + 1 + len(self.computed)
@@ -79,7 +92,7 @@ class _Pass:
         self.used = np.zeros((self.count, self.size))  # used minus true, per evaluation
         self.seen: dict[int, np.ndarray] = {}  # what computed evaluations will really give
         nothing = [0.0] * self.count
-        self.found = Shape([()] * self.count, nothing, list(nothing))
+        self.found = Shape([()] * self.count, nothing, list(nothing), list(nothing))
 
     def shape(self) -> Shape:
         history: History = ()
@@ -116,34 +129,37 @@ class _Pass:
         given[own] = 1.0
         self.rho[:, own] = feedback.spread[i] ** 2 * np.maximum(self._inner(delta, delta), 0.0)
         self.seen[i] = given
-        self.used[i] = given + (self._correction(i, history, slope, given) if self._can_correct(i, history) else 0.0)
+        self.used[i] = given
+        if history and not self.compute[i - 1]:
+            told = given - self._predict(history, i, slope)
+            size = np.maximum(self.loop.grams[:, i, i], 1e-30)
+            self.found.misses[i] = float(np.sqrt(np.max(np.maximum(self._inner(told, told), 0.0) / size)))
+            self.found.corrections[i] = self._correction(i, history, given, told)
+            self.used[i] += self.found.corrections[i] * told
         self.used[i, i] -= 1.0
 
-    def _can_correct(self, i: int, history: History) -> bool:
-        """Whether something was reused, and output i tells its error and still moves the latent enough to mend it."""
-        if not self.corrector or not history or self.compute[i - 1]:
-            return False
-        end = np.abs(self.loop.response.end)
-        return bool(end[i] > 1e-2 * end[history[0] + 1 : i].max())
+    def _correction(self, i: int, history: History, given: np.ndarray, told: np.ndarray) -> float:
+        """How much of what output i told is handed to the sampler on top of it: the least is left of all errors so far.
 
-    def _correction(self, i: int, history: History, slope: float, given: np.ndarray) -> np.ndarray:
-        """What is handed to the sampler on top of output i, so that the least is left of all errors so far."""
+        None where output i hardly moves the latent any more, so that it cannot mend what the gap did.
+        """
+        if self.given:
+            return self.given.corrections[i]
         end = self.loop.response.end
-        told = given - self._predict(history, i, slope)
+        if not self.corrector or abs(end[i]) <= 1e-2 * np.abs(end[history[0] + 1 : i]).max():
+            return 0.0
         left = end[:i] @ self.used[:i] + end[i] * given
         left[i] -= end[i]
         length = self._inner(told, told).sum()
         factor = -float(self._inner(told, left).sum() / (length * end[i])) if length > 0.0 else 0.0
-        if not 0.0 < abs(factor) <= MAX_CORRECTION * (i - history[0] - 1):
-            self.found.coefficients[i], self.found.offsets[i] = (), 0.0
-            factor = 0.0
-        self.found.corrections[i] = factor
-        correction: np.ndarray = factor * told
-        return correction
+        return factor if abs(factor) <= MAX_CORRECTION * (i - history[0] - 1) else 0.0
 
     def _predict(self, history: History, i: int, slope: float) -> np.ndarray:
         sigmas = self.loop.response.sigmas
-        prediction = self.predictor(history, i) if self.predictor else line(sigmas, history, i, slope)
+        if self.given:
+            prediction = Prediction(self.given.coefficients[i], self.given.offsets[i])
+        else:
+            prediction = self.predictor(history, i) if self.predictor else line(sigmas, history, i, slope)
         self.found.coefficients[i], self.found.offsets[i] = prediction
         predicted = np.zeros(self.size)
         for coefficient, node in zip(prediction.coefficients, history, strict=False):
@@ -153,7 +169,7 @@ class _Pass:
 
     def _slope(self, history: History, first: int) -> float:
         """The share of the line's slope that leaves the least of the gap that begins at ``first``."""
-        if self.predictor or len(history) < 2:
+        if self.given or self.predictor or len(history) < 2:
             return 1.0
         sigmas, end = self.loop.response.sigmas, self.loop.response.end
         last = next((i for i in range(first, self.count) if self.compute[i]), self.count)

@@ -31,12 +31,13 @@ PREDICTORS = ("auto", "hold", "affine", "linear")
 class Wish:
     """What the artist asks for. Raising ``speed`` reuses more; everything else has a default that suits most runs.
 
-    mode: planned, or paper (ERTACache as published). level: output or blocks. predictor: auto is the line in
-    sigma with a fitted slope when planned, affine in paper mode. corrector: make up for a gap's error at the evaluation
-    that ends it (output level, planned). timesteps: the paper's sigma adjustment. threshold: the paper's lambda; 0
-    finds it from speed. protect_start and protect_end: evaluations computed at either end. max_gap: most evaluations
-    from one computed to the next, 0 for twice the mean. preset, preset_steps: a published list of computed steps and
-    the step count it is for, () for none.
+    mode: planned, or paper (ERTACache as published). level: output or blocks. predictor: auto is the line in sigma with
+    a fitted slope when planned, affine in paper mode. corrector: make up for a gap's error at the evaluation that ends
+    it (output level, planned). check: compute more where a run leaves what the profile lets expect (output level,
+    planned). timesteps: the paper's sigma adjustment. threshold: the paper's lambda; 0 finds it from speed.
+    protect_start and protect_end: evaluations computed at either end. max_gap: most evaluations from one computed to
+    the next, 0 for twice the mean. preset, preset_steps: a published list of computed steps and the step count it is
+    for, () for none.
     """
 
     speed: float = 2.0
@@ -44,6 +45,7 @@ class Wish:
     level: str = "output"
     predictor: str = "auto"
     corrector: bool = True
+    check: bool = True
     timesteps: bool = False
     threshold: float = 0.0
     protect_start: int = 1
@@ -83,6 +85,10 @@ class Wish:
         return self.speed <= 1.0 and not self.threshold and not self.preset
 
     @property
+    def checks(self) -> bool:
+        return self.check and self.planned and self.level == "output"
+
+    @property
     def planned(self) -> bool:
         return self.mode == "planned"
 
@@ -97,8 +103,9 @@ class Plan:
     """One run of M evaluations, decided. All numbers are rounded to 9 digits when made, so JSON carries them exactly.
 
     sigmas: (M,) where each evaluation is expected. compute: (M,), True = computed. coefficients: (M,) of tuples;
-    weights of the newest computed features, newest first; at a computed evaluation those of the prediction that the
-    correction compares with, () where there is none. offsets: (M,) added constants. corrections: (M,) u, 0 for none.
+    weights of the newest computed features, newest first; at a computed evaluation those of the prediction that it is
+    compared with, () where there is none. offsets: (M,) added constants. corrections: (M,) u, 0 for none. misses: (M,)
+    how far a computed feature is from its prediction, over its length, in the worst recorded run; 0: not checked.
     restarts: evaluations from which on older features are not used. schedule: the adjusted sigmas to sample on, with
     the trailing one, () for the nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's
     relative error, () where nothing was measured. profile and model: digests of what it was made for, or "". notes:
@@ -111,6 +118,7 @@ class Plan:
     coefficients: tuple[tuple[float, ...], ...]
     offsets: tuple[float, ...]
     corrections: tuple[float, ...]
+    misses: tuple[float, ...]
     restarts: tuple[int, ...] = (0,)
     schedule: tuple[float, ...] = ()
     predicted_error: tuple[float, ...] = ()
@@ -138,6 +146,7 @@ def full_plan(sigmas: np.ndarray, wish: Wish, note: str = "") -> Plan:
         coefficients=((),) * count,
         offsets=nothing,
         corrections=nothing,
+        misses=nothing,
         notes=(note,) if note else (),
     )
 
@@ -181,6 +190,7 @@ def plan_from_json(text: str) -> Plan:
         coefficients=_coefficients(content["coefficients"], count),
         offsets=_numbers(content, "offsets", (count,), -1e6, 1e6),
         corrections=_numbers(content, "corrections", (count,), -1e3, 1e3),
+        misses=_numbers(content, "misses", (count,), 0.0, 1e6),
         restarts=tuple(int(r) for r in restarts),
         schedule=schedule,
         predicted_error=_numbers(content, "predicted_error", (0, 2), 0.0, 1e6),
@@ -241,7 +251,7 @@ def _check_history(plan: Plan) -> None:
     """Every prediction needs as many computed evaluations before it as it has coefficients."""
     for i, history in enumerate(histories(plan.compute, plan.restarts)):
         terms = len(plan.coefficients[i])
-        needed = not plan.compute[i] or plan.corrections[i] != 0.0
+        needed = not plan.compute[i] or plan.corrections[i] != 0.0 or plan.misses[i] > 0.0
         _field(terms <= len(history) and (terms > 0 or not needed), "coefficients", f"do not fit evaluation {i}")
 
 

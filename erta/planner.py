@@ -63,6 +63,8 @@ def make_plan(
         return full_plan(nominal, wish, few)
     notes: list[str] = []
     run = Run(response, wish, restarts, profile)
+    if profile is not None and not any(table.answered for table in profile.tables):
+        notes.append("how errors grow was not measured (ERTA Profile does): the predicted error is on the high side")
     if run.profile is not profile:
         count = "" if profile is None else profile.evaluations
         notes.append(f"the profile's {count} evaluations are resampled over sigma to this run's {run.count}")
@@ -87,7 +89,9 @@ class Run:
         self.profile = None if profile is None else profile.resampled(response.sigmas)
         self.measured_range = () if profile is None else (float(profile.sigmas.min()), float(profile.sigmas.max()))
         self.digest = "" if profile is None else profile.digest()
-        self.loop = Loop(response, self._grams(), self._feedback(), restarts)
+        # Plans are made for a cautious answer to errors: they do as well as those made for the measured one, and do
+        # not rest on what was measured in one run. What to expect of them is told by the measured one.
+        self.loop = Loop(response, self._grams(), cautious_feedback(response.sigmas), restarts)
         self.predictor, self.corrector = wish.choice(profile is not None, response.stochastic)
 
     def _grams(self) -> np.ndarray:
@@ -98,8 +102,25 @@ class Run:
         grams: np.ndarray = profile_grams(self.profile) / squares[:, None, None]
         return grams
 
-    def _feedback(self) -> Feedback:
-        return cautious_feedback(self.response.sigmas)
+    def expect(self, compute: Schedule, shape: Shape) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What recorded runs let expect of a plan: a Plan's ``predicted_error`` and ``misses``."""
+        if self.profile is None:
+            return (), (0.0,) * self.count
+        measured = Loop(self.response, self.loop.grams, self._feedback(self.profile), self.restarts)
+        found = measured.follow(compute, shape)
+        relative = np.minimum(np.sqrt(found.squares), MAX_ERROR)
+        misses = np.minimum(found.misses, MAX_ERROR) if self.wish.checks else np.zeros(self.count)
+        return rounded([np.median(relative), relative.max()]), rounded(misses)
+
+    def _feedback(self, profile: Profile) -> Feedback:
+        """Pooled over the runs in which it was measured, squares by squares as errors add up."""
+        answered = [table for table in profile.tables if table.answered]
+        if not answered:
+            return self.loop.feedback
+        gains = np.stack([table.gain for table in answered])
+        squares = np.stack([table.spread**2 + table.gain**2 for table in answered]).mean(axis=0)
+        gain = gains.mean(axis=0)
+        return Feedback(gain, np.sqrt(np.maximum(squares - gain**2, 0.0)))
 
     def shape(self, compute: Schedule) -> Shape:
         return self.loop.shape(compute, self._predict(), self.corrector)
@@ -209,6 +230,7 @@ def _adjust(schedule: np.ndarray, run: Run, compute: Schedule, notes: list[str])
 
 def _assemble(run: Run, compute: Schedule, moved: np.ndarray, notes: list[str]) -> Plan:
     shape = run.shape(compute)
+    predicted_error, misses = run.expect(compute, shape)
     return Plan(
         wish=run.wish,
         sigmas=rounded(run.response.sigmas),
@@ -218,17 +240,11 @@ def _assemble(run: Run, compute: Schedule, moved: np.ndarray, notes: list[str]) 
         corrections=rounded(shape.corrections),
         restarts=tuple(sorted(run.restarts)),
         schedule=rounded(moved),
-        predicted_error=() if run.profile is None else _relative(shape),
+        misses=misses,
+        predicted_error=predicted_error,
         profile=run.digest,
         notes=tuple(notes),
     )
-
-
-def _relative(shape: Shape) -> tuple[float, float]:
-    """(median, worst) over recorded runs of the final latent's relative error."""
-    relative = np.minimum(np.sqrt(shape.squares), MAX_ERROR)
-    median, worst = rounded([np.median(relative), relative.max()])
-    return (median, worst)
 
 
 def adjusted_schedule(schedule: np.ndarray, profile: Profile, wish: Wish) -> np.ndarray:

@@ -6,10 +6,11 @@ tensors, for T tables of M evaluations, little-endian:
 
     gram (T, M (M + 1) / 2) F64   upper half with the diagonal, row by row
     l1   (T, M (M - 1) / 2) F32   upper half without the diagonal, row by row
-    sigmas, norm1, mean (T, M) F64        run, stream, elements (T,) I64        latent_rms (T,) F64
+    sigmas, norm1, mean, gain, spread (T, M) F64
+    run, stream, elements (T,) I64        latent_rms (T,) F64
 
 The Gram matrix is float64 because predicted errors are its small differences: a feature that is 1e-5 off leaves 1e-10
-of its square, which float32 cannot tell from nothing. That makes 16.3 KB per recorded run of 50 evaluations.
+of its square, which float32 cannot tell from nothing. That makes 17.1 KB per recorded run of 50 evaluations.
 Files come from strangers: reading one either gives a valid Profile or raises ProfileError.
 """
 
@@ -20,7 +21,7 @@ import io
 import json
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
@@ -52,6 +53,8 @@ _DTYPES = {
     "sigmas": "F64",
     "norm1": "F64",
     "mean": "F64",
+    "gain": "F64",
+    "spread": "F64",
     "latent_rms": "F64",
     "run": "I64",
     "stream": "I64",
@@ -172,7 +175,9 @@ class Table:
 
     run, stream: ordinals from 0. elements: how many numbers n a feature has. latent_rms: RMS of the run's final latent
     in model units, for relative errors. sigmas: (M,) sigma at each evaluation, not always falling (heun). gram: (M, M)
-    <F_i, F_j>. l1: (M, M) mean |F_i - F_j|. norm1: (M,) mean |F_i|. mean: (M,) mean F_i.
+    <F_i, F_j>. l1: (M, M) mean |F_i - F_j|. norm1: (M,) mean |F_i|. mean: (M,) mean F_i. gain, spread: (M,) how the
+    model answered to being evaluated at a latent that is off (loop.Feedback); all 0 where that was not measured, which
+    is also what leaving them out means.
 
     Arrays are kept as read-only float64 copies. Raises ProfileError where they cannot come from real features.
     """
@@ -186,6 +191,8 @@ class Table:
     l1: np.ndarray
     norm1: np.ndarray
     mean: np.ndarray
+    gain: np.ndarray = field(default_factory=lambda: np.empty(0))
+    spread: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         _check_count("run", self.run, 0, 2**31)
@@ -203,10 +210,20 @@ class Table:
         norm1 = _shaped("norm1", self.norm1, (count,))
         mean = _shaped("mean", self.mean, (count,))
         _check_distances(l1, norm1, mean)
+        nothing = np.zeros(count)
+        given = {"gain": self.gain, "spread": self.spread}
+        answers = {name: _shaped(name, a, (count,)) if np.size(a) else nothing for name, a in given.items()}
+        _check_all("spread", answers["spread"], answers["spread"] >= 0, "0 or more")
         kept = {"sigmas": sigmas, "gram": _checked_gram(gram), "l1": _mirrored(l1), "norm1": norm1, "mean": mean}
+        kept |= answers
         for name, array in kept.items():
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the model's answer to errors was measured in this run."""
+        return bool(self.spread.any())
 
     def extended_gram(self) -> np.ndarray:
         """(M + 1, M + 1): the Gram matrix with the constant feature 1 as the last one."""
@@ -422,7 +439,16 @@ def _resampled(table: Table, sigmas: np.ndarray) -> Table:
         l1=_mirrored(l1),
         norm1=np.maximum(norm1, np.abs(mean)),
         mean=mean,
+        gain=_resampled_answer(table.gain, table, linear, sigmas),
+        spread=_resampled_answer(table.spread, table, linear, sigmas),
     )
+
+
+def _resampled_answer(answer: np.ndarray, table: Table, linear: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Times sigma, its unit, it changes slowly."""
+    last = _last_at_each_sigma(table.sigmas)
+    found: np.ndarray = linear @ (answer * table.sigmas)[last] / np.maximum(sigmas, 1e-12)
+    return found
 
 
 def _distances(gram: np.ndarray) -> np.ndarray:
@@ -474,7 +500,7 @@ def _unpack(packed: dict[str, np.ndarray]) -> tuple[Table, ...]:
     for t in range(runs):
         gram, l1 = np.zeros((count, count)), np.zeros((count, count))
         gram[upper], l1[strict] = packed["gram"][t], packed["l1"][t]
-        values: dict[str, Any] = {name: packed[name][t] for name in ("sigmas", "norm1", "mean")}
+        values: dict[str, Any] = {name: packed[name][t] for name in ("sigmas", "norm1", "mean", "gain", "spread")}
         values |= {name: packed[name][t].item() for name in ("run", "stream", "elements", "latent_rms")}
         tables.append(Table(gram=_full(gram), l1=_full(l1), **values))
     return tuple(tables)
@@ -558,7 +584,7 @@ def _check_layout(header: dict[str, Any]) -> None:
         raise _refusal("sigmas", shape, f"of shape (1 to {MAX_TABLES} runs, 2 to {MAX_EVALUATIONS} evaluations)")
     runs, count = shape
     wanted = {"gram": [runs, count * (count + 1) // 2], "l1": [runs, count * (count - 1) // 2]}
-    wanted |= {"norm1": shape, "mean": shape}
+    wanted |= dict.fromkeys(("norm1", "mean", "gain", "spread"), shape)
     for name, entry in declared.items():
         if entry.get("shape") != wanted.get(name, [runs] if name != "sigmas" else shape):
             raise _refusal(name, entry.get("shape"), f"of the shape that {runs} runs of {count} evaluations have")

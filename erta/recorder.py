@@ -30,11 +30,16 @@ class Recorder:
         return None
 
     def observe(self, i: int, key: str, feature: Tensor) -> Tensor:
-        flat = feature.detach().reshape(-1)
-        # An odd stride does not fall into step with channel counts, which are multiples of 2.
-        stride = 2 * (flat.numel() // (2 * SAMPLE)) + 1
-        self._kept.setdefault(key, {})[i] = flat[::stride].to("cpu", torch.float32, copy=True)
+        self._kept.setdefault(key, {})[i] = sampled(feature)
         return feature
+
+    def features(self) -> dict[str, dict[int, Tensor]]:
+        """What is kept, by stream and evaluation, given away: ``close`` leaves it alone."""
+        return self._kept
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def close(self) -> None:
         self._kept = {}
@@ -71,6 +76,14 @@ class Recorder:
             )
         except ProfileError as error:  # a run of one step, or one that gave NaN
             raise IncompleteRecording(f"stream {stream}: {error}") from None
+
+
+def sampled(feature: Tensor) -> Tensor:
+    """A host copy of at most about SAMPLE of its elements."""
+    flat = feature.detach().reshape(-1)
+    # An odd stride does not fall into step with channel counts, which are multiples of 2.
+    stride = 2 * (flat.numel() // (2 * SAMPLE)) + 1
+    return flat[::stride].to("cpu", torch.float32, copy=True)
 
 
 def pairwise(features: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,9 @@ from torch import Tensor
 from .plan import Plan
 from .schedules import histories
 
+# A run in which predictions miss by more than this many times what the worst recorded run did is unlike those.
+CARE = 3.0
+
 
 class Replay:
     """Predicts what the plan reuses from the features it has seen; whatever does not fit the plan is computed.
@@ -15,6 +18,9 @@ class Replay:
     A feature is only predicted from exactly the evaluations that the plan's coefficients were made for. So a step that
     had to be computed against the plan, a stream that appears late, or a changed shape makes the steps that follow be
     computed until the plan's own history is there again: never a guess from something else, and never from nothing.
+
+    Each gap of the plan ends at a computed evaluation that shows how wrong its prediction is. Where that is unlike the
+    recorded runs, the next gap is computed; what is computed on top of the plan enters no later prediction.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -23,15 +29,42 @@ class Replay:
         self._history = histories(plan.compute, plan.restarts)
         self._depth = max((len(c) for c in plan.coefficients), default=0)
         self._past: dict[str, list[tuple[int, Tensor]]] = {}
+        self._reused = -1
+        self._told: tuple[int, Scalar] | None = None
+        self._careful = False
+        self._on_top: list[int] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What happened that nobody planned."""
+        if not self._on_top:
+            return ()
+        first, count = self._on_top[0], len(self._on_top)
+        return (f"unlike the profiled runs from evaluation {first} on: {count} computed on top of the plan",)
 
     def predict(self, i: int, key: str) -> Tensor | None:
-        if i >= len(self.plan.compute) or self.plan.compute[i]:
+        if i >= len(self.plan.compute) or self.plan.compute[i] or self._careful:
             return None
-        return self._combine(i, key)
+        predicted = self._combine(i, key)
+        self._reused = self._reused if predicted is None else i
+        return predicted
 
     def observe(self, i: int, key: str, feature: Tensor) -> Tensor:
-        correction = self.plan.corrections[i] if i < len(self.plan.compute) else 0.0
-        predicted = self._combine(i, key) if correction else None
+        planned = i < len(self.plan.compute)
+        if planned and self._careful and not self.plan.compute[i]:
+            self._on_top.append(i)
+            return feature
+        compared = planned and (self.plan.corrections[i] != 0.0 or self.plan.misses[i] > 0.0)
+        predicted = self._combine(i, key) if compared else None
+        self._keep(i, key, feature)
+        if predicted is None or predicted.shape != feature.shape:
+            return feature
+        miss = feature - predicted
+        self._check(i, miss, feature)
+        # What was computed instead of reused left nothing to make up for.
+        return feature + miss * self.plan.corrections[i] if self._reused == i - 1 else feature
+
+    def _keep(self, i: int, key: str, feature: Tensor) -> None:
         past = self._past.setdefault(key, [])
         if past and (past[0][1].shape != feature.shape or past[0][1].device != feature.device):
             past.clear()
@@ -39,9 +72,15 @@ class Replay:
             past.insert(0, (i, feature))
             del past[self._depth :]
         self.cache_bytes = max(self.cache_bytes, self._held())
-        if predicted is None or predicted.shape != feature.shape:
-            return feature
-        return feature + (feature - predicted) * correction
+
+    def _check(self, i: int, miss: Tensor, feature: Tensor) -> None:
+        """Decide by what the gap before told, and have this one's told meanwhile: nothing waits for the device."""
+        if not self.plan.misses[i] > 0.0:
+            return
+        if self._told is not None:
+            at, scalar = self._told
+            self._careful = not scalar.value() <= CARE * self.plan.misses[at]
+        self._told = (i, Scalar(torch.linalg.vector_norm(miss) / torch.linalg.vector_norm(feature)))
 
     def close(self) -> None:
         self._past.clear()
@@ -63,3 +102,21 @@ class Replay:
 
     def _held(self) -> int:
         return sum(feature.nbytes for past in self._past.values() for _, feature in past)
+
+
+class Scalar:
+    """A number on its way from the device. ``value`` waits for it, and does not where it has long arrived."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._arrived = None
+        self._value = value
+        if value.device.type == "cuda":
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def value(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._value)

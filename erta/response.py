@@ -51,13 +51,6 @@ class Response:
         """(M,) influence of each output on the final latent."""
         return self.influence[:, -1]
 
-    @property
-    def memoryless(self) -> bool:
-        """Whether an output moves x once and for all, as with Euler: not through later steps' extrapolation."""
-        later = np.triu(np.ones_like(self.influence, dtype=bool), 1)
-        apart = np.abs(self.influence - self.end[:, None])
-        return bool(np.all(apart[later] <= 1e-5 * np.abs(self.end).max()))
-
     def evaluates_once_per_step(self, schedule: np.ndarray) -> bool:
         """Whether evaluation i happens at schedule[i] and nowhere else, so that moving the sigmas moves the steps."""
         nominal = np.asarray(schedule, dtype=np.float64)[:-1]

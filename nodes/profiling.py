@@ -8,11 +8,9 @@ from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
+from ..comfy_erta.measuring import measure_profile
 from ..comfy_erta.report import Report
-from ..comfy_erta.session import attach
 from ..comfy_erta.store import check_name, default_store
-from ..comfy_erta.tasks import Recording
-from ..erta.profile import Measured, Profile, Table
 from .inputs import CATEGORY, ProfileType, advanced, ksampler_inputs
 from .view import profile_ui
 
@@ -32,7 +30,8 @@ class ERTAProfile(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Full renders to measure, each with the next seed. More find rare prompts; 4 serve well.",
+                    tooltip="Full renders to measure, each with the next seed, and half a one to see how errors grow. "
+                    "More find rare prompts; 4 serve well.",
                 ),
                 io.String.Input(
                     "name",
@@ -69,22 +68,13 @@ class ERTAProfile(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, runs: int, name: str, level: str = "output", **inputs: Any) -> io.NodeOutput:
         check_name(name)  # a linked name is only known here, and minutes of rendering must not come before it
-        tables: list[Table] = []
-        measured: list[Measured] = []
         reports: list[Report] = []
+        latents: list[dict[str, Any]] = []
 
-        def keep(what: Measured, found: tuple[Table, ...]) -> str:
-            measured.append(what)
-            tables.extend(found)
-            return f"run {len(measured)} recorded"
+        def render_run(observed: Any, run: int) -> None:
+            latents.append(render(observed, {**inputs, "seed": inputs["seed"] + run}))
 
-        latents = []
-        for run in range(runs):
-            task = Recording(level, run, keep, reports.append, inputs["scheduler"])
-            latents.append(render(attach(model, task), {**inputs, "seed": inputs["seed"] + run}))
-        if len(measured) < runs:
-            raise ValueError(f"ERTA Profile measured {len(measured)} of {runs} runs. {'; '.join(reports[-1].notes)}")
-        profile = Profile(measured[0], tuple(tables))
+        profile = measure_profile(model, render_run, runs, level, inputs["scheduler"], reports.append)
         path = default_store().save(name, profile)
         return io.NodeOutput(profile, latents[0], ui=profile_ui(profile, path.stem, reports))
 

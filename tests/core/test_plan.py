@@ -54,7 +54,7 @@ def plan_for(wish: Wish, edges: tuple[float, ...] = (), profile: Profile | None 
 
 
 @pytest.mark.parametrize("mode", ["planned", "paper"])
-@pytest.mark.parametrize("predictor", ["auto", "hold", "affine", "linear", "fitted"])
+@pytest.mark.parametrize("predictor", ["auto", "hold", "affine", "linear"])
 @pytest.mark.parametrize("level", ["output", "blocks"])
 @pytest.mark.parametrize("timesteps", [False, True], ids=["nominal", "adjusted"])
 def test_json_gives_exactly_the_same_plan_back(mode: str, predictor: str, level: str, timesteps: bool) -> None:
@@ -123,6 +123,7 @@ def test_rounded_keeps_more_than_float32_and_survives_json() -> None:
         ("mode", "fast"),
         ("level", "attention"),
         ("predictor", "cubic"),
+        ("predictor", "fitted"),  # what auto becomes, not a choice
         ("threshold", -0.1),
         ("threshold", float("inf")),
         ("protect_start", -1),
@@ -137,30 +138,35 @@ def test_wish_refuses_and_names_the_field(field: str, value: object) -> None:
         Wish(**{field: value})
 
 
-def test_wish_auto_chooses_from_what_mode_profile_and_sampler_allow() -> None:
-    def names(wish: Wish, measured: bool, stochastic: bool = False, memoryless: bool = True) -> set[tuple[str, bool]]:
-        found = wish.candidates(measured, stochastic, memoryless)
-        assert len(set(found)) == len(found)
-        return set(found)
+CHOICES = [
+    # wish, measured, stochastic, (predictor, whether gaps are corrected)
+    (Wish(), True, False, ("fitted", True)),
+    (Wish(), False, False, ("fitted", True)),
+    (Wish(), True, True, ("fitted", True)),
+    (Wish(), False, True, ("hold", True)),
+    (Wish(corrector=False), True, False, ("fitted", False)),
+    (Wish(level="blocks"), True, False, ("fitted", False)),
+    (Wish(level="blocks"), False, True, ("hold", False)),
+    (Wish(predictor="linear"), False, True, ("linear", True)),
+    (Wish(predictor="hold"), True, False, ("hold", True)),
+    (Wish(predictor="hold", level="blocks"), True, False, ("hold", False)),
+    (Wish(mode="paper"), True, False, ("affine", False)),
+    (Wish(mode="paper"), False, False, ("hold", False)),
+    (Wish(mode="paper"), True, True, ("affine", False)),
+    (Wish(mode="paper", predictor="linear"), False, True, ("linear", False)),
+]
 
-    both = {("linear", True), ("hold", True)}
-    assert names(Wish(), measured=False) == {("linear", True)}
-    assert names(Wish(), measured=False, memoryless=False) == {("linear", True)}
-    assert names(Wish(), measured=False, stochastic=True) == {("hold", True)}
-    assert names(Wish(), measured=True) == {("linear", True)}
-    assert names(Wish(), measured=True, memoryless=False) == both
-    assert names(Wish(corrector=False), measured=True, memoryless=False) == {("linear", False)}
-    assert names(Wish(level="blocks"), measured=True, memoryless=False) == {("linear", False)}
-    assert names(Wish(), measured=True, stochastic=True, memoryless=False) == {("linear", True), ("hold", True)}
-    assert names(Wish(mode="paper"), measured=True) == {("affine", False)}
-    assert names(Wish(mode="paper"), measured=False) == {("hold", False)}
-    assert names(Wish(mode="paper", predictor="fitted"), measured=False, stochastic=True) == {("fitted", False)}
-    assert names(Wish(predictor="hold"), measured=True, memoryless=False) == {("hold", True)}
+
+@pytest.mark.parametrize(("wish", "measured", "stochastic", "expected"), CHOICES)
+def test_wish_chooses_from_what_mode_level_profile_and_sampler_allow(
+    wish: Wish, measured: bool, stochastic: bool, expected: tuple[str, bool]
+) -> None:
+    assert wish.choice(measured, stochastic) == expected
 
 
 # Refusals, one by one
 
-PLAN = replace(plan_for(Wish(2.5, timesteps=True, predictor="fitted"), (0.83,)), model="ab" * 32)
+PLAN = replace(plan_for(Wish(2.5, timesteps=True), (0.83,)), model="ab" * 32)
 CONTENT: dict[str, Any] = json.loads(plan_to_json(PLAN))
 REUSED = PLAN.compute.index(False)
 CORRECTED = next(i for i, u in enumerate(PLAN.corrections) if u)

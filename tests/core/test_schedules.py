@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pytest
 
+from ertacache.erta.predictors import History
 from ertacache.erta.schedules import (
+    GapCosts,
     Schedule,
     budget,
     even,
     greedy,
     greedy_for_budget,
-    growth,
     histories,
     longest_gap,
+    possible_gaps,
     preset,
     relative_l1,
 )
@@ -131,29 +133,50 @@ def schedules(
             yield tuple(i in chosen for i in range(count))
 
 
-def total(schedule: Schedule, cost: Callable[[tuple[int, ...], int], float], restarts: Collection[int]) -> float:
-    """Sum over gaps, walking the evaluations one by one."""
+def gaps_of(schedule: Schedule, restarts: Collection[int]) -> list[tuple[History, int]]:
+    """What a schedule costs is looked up for these, walking the evaluations one by one."""
     past: list[int] = []
-    found = 0.0
+    found = []
     for t, computed in enumerate((*schedule, True)):
         if not computed:
             continue
         if past and t > past[0] + 1:
-            found += cost(tuple(past[:2]), t)
+            found.append((tuple(past[:2]), t))
         past = [t] if t in restarts else [t, *past]
     return found
 
 
-def random_cost(rng: random.Random) -> Callable[[tuple[int, ...], int], float]:
-    """Positive, any number for each (last two computed, end of the gap), longer gaps not always dearer."""
-    seed = rng.random()
+def total(schedule: Schedule, costs: GapCosts, restarts: Collection[int]) -> float:
+    return sum(costs[gap] for gap in gaps_of(schedule, restarts))
 
-    def cost(history: tuple[int, ...], t: int) -> float:
-        assert 1 <= len(history) <= 2, "the search may look at no more than the last two"
-        assert t > history[0] + 1, "nothing is reused in such a gap"
-        return random.Random(f"{seed}{history}{t}").random() * (t - history[0])
 
-    return cost
+def draw(rng: random.Random, count: int) -> tuple[set[int], set[int]]:
+    """(required, restarts), some of the time none."""
+    required = set(rng.sample(range(count), rng.randint(0, min(2, count))))
+    return required, {0, *rng.sample(range(count), rng.randint(0, min(2, count)))} if rng.random() < 0.7 else set()
+
+
+def equal_costs(
+    count: int, max_gap: int, required: Collection[int] = (), restarts: Collection[int] = ()
+) -> dict[tuple[History, int], float]:
+    return dict.fromkeys(possible_gaps(count, max_gap, required, restarts), 1.0)
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+@pytest.mark.parametrize("max_gap", [1, 2, 3, 8])
+def test_possible_gaps_are_those_of_all_schedules_there_are_and_no_others(count: int, max_gap: int) -> None:
+    rng = random.Random(count)
+    for _ in range(4):
+        required, restarts = draw(rng, count)
+        known = {
+            gap
+            for computed in range(1, count + 1)
+            for schedule in schedules(count, computed, max_gap, required, restarts)
+            for gap in gaps_of(schedule, restarts)
+        }
+        found = possible_gaps(count, max_gap, required, restarts)
+        assert set(found) == known
+        assert len(found) == len(known), "none twice"
 
 
 @pytest.mark.parametrize("count", range(1, 13))
@@ -163,55 +186,45 @@ def test_budget_is_the_best_of_all_schedules(count: int) -> None:
     feasible = 0
     for computed in range(1, count + 1):
         for _ in range(6):
-            cost = random_cost(rng)
-            required = set(rng.sample(range(count), rng.randint(0, min(2, count))))
-            restarts = {0, *rng.sample(range(count), rng.randint(0, min(2, count)))} if rng.random() < 0.7 else ()
+            required, restarts = draw(rng, count)
             max_gap = rng.randint(1, count)
-            known = [(total(s, cost, restarts), s) for s in schedules(count, computed, max_gap, required, restarts)]
+            # Longer gaps are not always dearer.
+            gaps = possible_gaps(count, max_gap, required, restarts)
+            costs = {(history, t): rng.random() * (t - history[0]) for history, t in gaps}
+            known = [(total(s, costs, restarts), s) for s in schedules(count, computed, max_gap, required, restarts)]
             if not known:
                 with pytest.raises(ValueError, match="no schedule computes exactly"):
-                    budget(count, computed, cost, max_gap, required, restarts)
+                    budget(count, computed, costs, max_gap, required, restarts)
                 continue
             feasible += 1
-            found = budget(count, computed, cost, max_gap, required, restarts)
+            found = budget(count, computed, costs, max_gap, required, restarts)
             assert sum(found) == computed
             assert found in [s for _, s in known], "a constraint is broken"
-            assert total(found, cost, restarts) == pytest.approx(min(known)[0], abs=1e-12)
+            assert total(found, costs, restarts) == pytest.approx(min(known)[0], abs=1e-12)
     assert feasible >= count  # most of the draws above are to be solvable
 
 
 def test_budget_sees_that_the_last_but_one_counts() -> None:
     """A cost of which the last computed evaluation alone tells nothing: a search over single places would miss it."""
-
-    def cost(history: tuple[int, ...], t: int) -> float:
-        return 0.0 if len(history) == 2 and history[0] - history[1] == 1 else 1.0
-
+    costs = equal_costs(8, 3)
+    for history, t in costs:
+        if len(history) == 2 and history[0] - history[1] == 1:
+            costs[history, t] = 0.0
     # 8 evaluations, 4 computed: two adjacent pairs make every gap but none free: 0 1 (2 3) 4 5 (6 7).
-    assert places(budget(8, 4, cost, 3)) == [0, 1, 4, 5]
+    assert places(budget(8, 4, costs, 3)) == [0, 1, 4, 5]
 
 
 def test_restart_makes_the_history_begin_anew() -> None:
-    seen = set()
-
-    def cost(history: tuple[int, ...], t: int) -> float:
-        seen.add(history)
-        return 1.0
-
-    budget(8, 5, cost, 8, restarts={0, 4})
-    assert (4,) in seen
-    assert all(len(h) == 1 or h[1] >= 4 for h in seen if h[0] >= 4), "evaluations before the restart are not used"
+    costs = equal_costs(8, 8, restarts={0, 4})
+    assert all(len(h) == 1 or h[1] >= 4 for h, _ in costs if h[0] >= 4), "evaluations before the restart are not used"
+    costs[(4,), 8] = 0.0
+    assert places(budget(8, 5, costs, 8, restarts={0, 4})) == [0, 1, 2, 3, 4]
 
 
 def test_no_gap_reaches_over_a_required_evaluation() -> None:
-    asked = []
-
-    def cost(history: tuple[int, ...], t: int) -> float:
-        asked.append((history[0], t))
-        return 0.0
-
-    found = budget(10, 4, cost, 10, required={6}, restarts={0, 3})
-    assert {0, 3, 6} <= set(places(found))
-    assert not [(s, t) for s, t in asked if s < 3 < t or s < 6 < t]
+    costs = equal_costs(10, 10, required={6}, restarts={0, 3})
+    assert not [(h, t) for h, t in costs if h[0] < 3 < t or h[0] < 6 < t]
+    assert {0, 3, 6} <= set(places(budget(10, 4, costs, 10, required={6}, restarts={0, 3})))
 
 
 @pytest.mark.parametrize(
@@ -221,36 +234,22 @@ def test_no_gap_reaches_over_a_required_evaluation() -> None:
 )
 def test_budget_that_cannot_be_met_is_refused(count: int, computed: int, max_gap: int, required: tuple[int]) -> None:
     with pytest.raises(ValueError, match=f"no schedule computes exactly {computed} of {count}.*allow a longer gap"):
-        budget(count, computed, lambda history, t: 1.0, max_gap, required)
+        budget(count, computed, equal_costs(count, max_gap, required), max_gap, required)
 
 
-def test_budget_of_equal_costs_is_the_same_every_time() -> None:
-    assert len({budget(12, 5, lambda history, t: 1.0, 4) for _ in range(5)}) == 1
+def test_budget_of_equal_costs_does_not_depend_on_the_order_of_the_table() -> None:
+    costs = equal_costs(12, 4)
+    assert budget(12, 5, costs, 4) == budget(12, 5, dict(reversed(costs.items())), 4)
 
 
-def test_budget_of_everything_computes_everything() -> None:
-    assert all(budget(9, 9, lambda history, t: 1.0, 1))
+def test_budget_of_everything_computes_everything_and_needs_no_costs() -> None:
+    assert all(budget(9, 9, {}, 1))
 
 
-# Histories and growth
+# Histories
 
 
 def test_histories_are_newest_first_and_forget_what_lies_before_a_restart() -> None:
     compute = (True, True, False, True, False, True, False)
     assert histories(compute) == [(), (0,), (1, 0), (1, 0), (3, 1, 0), (3, 1, 0), (5, 3, 1, 0)]
     assert histories(compute, restarts={0, 3}) == [(), (0,), (1, 0), (), (3,), (3,), (5, 3)]
-
-
-def test_growth_is_looked_up_at_the_sigma_and_rises_to_its_peak() -> None:
-    sigmas = np.linspace(0.99, 0.01, 50)
-    factors = growth(sigmas)
-    assert factors.shape == (51,)
-    assert factors[-1] == 0.5, "an error at the very end has no time to grow"
-    above = sigmas <= 0.944  # the measured peak: from there to the end it only falls
-    assert np.all(np.diff(factors[:-1][above]) <= 0)
-    np.testing.assert_allclose(growth(np.array([0.784, 0.967, 0.0])), [1.0, 2.2, 0.5, 0.5])
-
-
-def test_growth_of_other_models_is_that_of_their_flow_sigma() -> None:
-    flow = np.array([0.93, 0.6, 0.2])
-    np.testing.assert_allclose(growth(flow / (1 - flow)), growth(flow))

@@ -1,0 +1,84 @@
+"""A profile from several full runs, and one cached run that shows how the model answers to errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..erta.plan import Wish
+from ..erta.planner import MIN_EVALUATIONS, make_plan
+from ..erta.profile import Measured, Profile, Table
+from ..erta.rehearsal import Rehearsal
+from .report import Report
+from .session import Setting, Start, attach
+from .tasks import OnReport, Recording
+
+Features = dict[str, dict[int, Tensor]]
+
+# Errors of a common size everywhere in the run: every other evaluation, held.
+_REHEARSED = Wish(speed=2.0, mode="paper", predictor="hold")
+
+
+@dataclass(frozen=True)
+class Rehearsing:
+    """A cached run of what was recorded last, to measure how the model answers to errors.
+
+    on_tables gets the run's tables with what was measured.
+    """
+
+    features: Features
+    tables: tuple[Table, ...]
+    on_tables: Callable[[tuple[Table, ...]], None]
+    on_report: OnReport
+
+    def begin(self, setting: Setting) -> Start:
+        plan = make_plan(setting.schedule, setting.respond, None, _REHEARSED, setting.edges)
+        rehearsal = Rehearsal(plan, setting.respond(setting.schedule), self.features)
+        return Start(rehearsal, "output", plan.sigmas, plan=plan)
+
+    def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
+        note = "answer to errors not measured: the run did not go as foreseen"
+        if report.complete and isinstance(start.observer, Rehearsal):
+            self.on_tables(start.observer.answered(self.tables))
+            note = "answer to errors measured"
+        self.on_report(replace(report, notes=(*report.notes, note)))
+
+
+class ProfileIncomplete(RuntimeError):
+    """Not every run could be recorded; the message says why."""
+
+
+def measure_profile(
+    model: Any, render: Callable[[Any, int], None], runs: int, level: str, scheduler: str, on_report: OnReport
+) -> Profile:
+    """Record ``runs`` full runs; at output level the first is followed by a cached run of the same, half as long.
+
+    render(model, run) renders run 0, 1, ... with the model it is given; a rehearsal renders run 0 once more. Raises
+    ProfileIncomplete.
+    """
+    measured: list[Measured] = []
+    tables: list[tuple[Table, ...]] = []
+    reports: list[Report] = []
+
+    def keep(what: Measured, found: tuple[Table, ...]) -> str:
+        measured.append(what)
+        tables.append(found)
+        return f"run {len(tables)} recorded"
+
+    def report(found: Report) -> None:
+        reports.append(found)
+        on_report(found)
+
+    for run in range(runs):
+        features: list[Features] = []
+        render(attach(model, Recording(level, run, keep, report, scheduler, features.append)), run)
+        if len(tables) <= run:
+            raise ProfileIncomplete(f"{run} of {runs} runs were measured. {'; '.join(reports[-1].notes)}")
+        if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_EVALUATIONS:
+            answered: list[tuple[Table, ...]] = []
+            render(attach(model, Rehearsing(features.pop(), tables[0], answered.append, report)), run)
+            tables[0] = answered[0] if answered else tables[0]
+    return Profile(measured[0], tuple(table for found in tables for table in found))

@@ -1,0 +1,240 @@
+"""The table of gap costs, against each gap worked out alone on explicit features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ertacache.erta import gaps
+from ertacache.erta.gaps import POWER, Key, gap_costs
+from ertacache.erta.loop import MAX_CORRECTION, MAX_SLOPE, Feedback, Loop
+from ertacache.erta.planner import euler_response
+from ertacache.erta.predictors import Predictor, hold, line
+from ertacache.erta.response import Response
+from ertacache.erta.schedules import possible_gaps
+
+COUNT = 10
+SCHEDULE = 3.0 * np.linspace(1, 0, COUNT + 1) / (1 + 2.0 * np.linspace(1, 0, COUNT + 1))
+EULER = euler_response(SCHEDULE)
+
+
+def uneven() -> Response:
+    """Two evaluations at each sigma, as heun has them, two so close that no line is drawn, and influences with signs,
+    one of them weak."""
+    sigmas = np.array([1.0, 0.9, 0.9, 0.7, 0.7, 0.699, 0.5, 0.4, 0.3, 0.1])
+    weights = np.random.default_rng(3).uniform(0.5, 1.5, COUNT) * np.where(np.arange(COUNT) == 4, -0.3, 1.0)
+    weights[7] *= 0.05
+    return Response(sigmas, EULER.influence * weights[:, None])
+
+
+RESPONSES = [pytest.param(EULER, id="euler"), pytest.param(uneven(), id="uneven")]
+
+
+def recorded(noise: float = 0.05, elements: int = 40) -> np.ndarray:
+    """(3, M, n) features of runs of other sizes."""
+    rng = np.random.default_rng(1)
+    shapes = np.stack([np.ones(COUNT), SCHEDULE[:-1], np.sin(3 * SCHEDULE[:-1])])
+    runs = np.array([1.0, 0.5, 2.0])[:, None, None] * rng.normal(0.4, 1.0, (3, elements, 3))
+    features: np.ndarray = np.swapaxes(runs @ shapes, 1, 2) + noise * rng.normal(size=(3, COUNT, elements))
+    return features
+
+
+def loop_of(
+    features: np.ndarray, response: Response = EULER, spread: float = 0.0, restarts: frozenset[int] = frozenset({0})
+) -> Loop:
+    extended = np.concatenate([features, np.ones((len(features), 1, features.shape[-1]))], axis=1)
+    grams = extended @ np.swapaxes(extended, 1, 2) / features.shape[-1]
+    # A gain that has to be left alone: what it does depends on gaps before the last two.
+    answer = Feedback(np.full(COUNT, 7.0), spread * (1.2 + np.sin(2.0 * np.arange(COUNT))))
+    return Loop(response, grams, answer, restarts)
+
+
+def mean_squares(errors: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.mean(errors**2, axis=-1)
+    return found
+
+
+class Alone:
+    """One gap on (T, M, n) features."""
+
+    def __init__(self, loop: Loop, features: np.ndarray, key: Key, slope: float | None) -> None:
+        self.loop, self.features = loop, features
+        self.history, self.t = key
+        self.end, self.count = loop.response.end, loop.response.evaluations
+        self.reused = range(self.history[0] + 1, self.t)
+        self.slope = self.fitted() if slope is None else slope
+        self.missed = self.missed_with(self.slope)
+        self.arriving = mean_squares(self.missed)
+
+    def coefficients(self, i: int, slope: float) -> tuple[float, ...]:
+        # Drawn for the whole gap or not at all, its closing evaluation included.
+        sigmas, last = self.loop.response.sigmas, min(self.t, self.count - 1)
+        drawn = len(line(sigmas, self.history, last, 1.0).coefficients) > 1
+        return line(sigmas, self.history, i, slope if drawn else 0.0).coefficients
+
+    def predicted(self, i: int, slope: float) -> np.ndarray:
+        coefficients = self.coefficients(i, slope)
+        parts = [c * self.features[:, n] for c, n in zip(coefficients, self.history, strict=False)]
+        return np.asarray(np.sum(parts, axis=0))
+
+    def missed_with(self, slope: float) -> np.ndarray:
+        parts = [self.end[i] * (self.features[:, i] - self.predicted(i, slope)) for i in self.reused]
+        return np.asarray(np.sum(parts, axis=0))
+
+    def fitted(self) -> float:
+        held = self.missed_with(0.0)
+        moved = held - self.missed_with(1.0)
+        if not moved.any():
+            return 0.0
+        (best,), *_ = np.linalg.lstsq(moved.reshape(-1, 1), held.reshape(-1))
+        return float(np.clip(best, 0.0, MAX_SLOPE))
+
+    def corrected(self) -> tuple[np.ndarray, float]:
+        """(T, n + 1) what is left after the correction, and the correction; the answer at t is an element of its own,
+        told but not missed."""
+        elements = self.features.shape[-1]
+        left = np.concatenate([self.missed, np.zeros((len(self.features), 1))], axis=1)
+        if self.t == self.count or self.t in self.loop.restarts:
+            return left, 0.0
+        told = self.features[:, self.t] - self.predicted(self.t, self.slope)
+        new = self.loop.feedback.spread[self.t] * np.sqrt(elements * self.arriving)
+        told = self.end[self.t] * np.concatenate([told, new[:, None]], axis=1)
+        (best,), *_ = np.linalg.lstsq(told.reshape(-1, 1), left.reshape(-1))
+        if abs(best) > MAX_CORRECTION * len(self.reused):
+            return left, 0.0
+        return left - best * told, float(best)
+
+    def made_of_an_error(self) -> float:
+        """What an error of the newest feature becomes by being used itself and wherever it is reused."""
+        reused = sum(self.end[i] * self.coefficients(i, self.slope)[0] for i in self.reused)
+        return float(self.end[self.history[0]] + reused)
+
+
+def naive(
+    loop: Loop, features: np.ndarray, keys: list[Key], slope: float | None, corrector: bool
+) -> tuple[dict[Key, np.ndarray], list[float]]:
+    """(T,) squares of each gap, and the corrections made."""
+    alone = {key: Alone(loop, features, key, slope) for key in keys}
+    squares, corrections = {}, []
+    for key, gap in alone.items():
+        if corrector:
+            left, correction = gap.corrected()
+            squares[key] = (left**2).sum(axis=-1) / features.shape[-1]
+            corrections.append(correction)
+        else:
+            squares[key] = gap.arriving.copy()
+        history, _ = key
+        if len(history) > 1:
+            before = [other.arriving for (h, t), other in alone.items() if (h[0], t) == (history[1], history[0])]
+            arrived = np.mean(before, axis=0) if before else 0.0
+            squares[key] += arrived * (loop.feedback.spread[history[0]] * gap.made_of_an_error()) ** 2
+    return squares, corrections
+
+
+def at_one_sigma(loop: Loop, key: Key) -> bool:
+    """Whether all that a gap reuses lies at the newest's own sigma: its line changes nothing, whatever the slope."""
+    (s, *_), t = key
+    return bool(np.ptp(loop.response.sigmas[s:t]) == 0.0)
+
+
+def power_mean(squares: np.ndarray) -> float:
+    return float(np.mean(squares ** (POWER / 2)) ** (2 / POWER))
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+@pytest.mark.parametrize("restarts", [frozenset({0}), frozenset({0, 5})], ids=["no restart", "a restart"])
+@pytest.mark.parametrize("slope", [None, 0.0, 1.0])
+@pytest.mark.parametrize("corrector", [False, True])
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_costs_are_those_of_each_gap_alone(
+    response: Response, restarts: frozenset[int], slope: float | None, corrector: bool, spread: float
+) -> None:
+    features = recorded()
+    loop = loop_of(features, response, spread, restarts)
+    keys = possible_gaps(COUNT, 6, {0}, restarts)
+    assert any(t == COUNT for _, t in keys)
+    assert any(len(history) == 1 for history, _ in keys)
+    found = gap_costs(loop, keys, slope, corrector)
+    squares, corrections = naive(loop, features, keys, slope, corrector)
+    assert list(found) == keys
+    sloped = [key for key in keys if not at_one_sigma(loop, key)]
+    expected = [power_mean(squares[key]) for key in sloped]
+    np.testing.assert_allclose([found[key] for key in sloped], expected, rtol=1e-7, atol=1e-13)
+    assert not corrector or np.count_nonzero(corrections) > len(keys) / 4
+
+
+def test_cases_have_slopes_at_and_between_their_limits_and_corrections_that_are_refused() -> None:
+    """Otherwise the comparison above would leave some of it out."""
+    features = recorded()
+    keys = possible_gaps(COUNT, 6, {0}, {0})
+    alone = [Alone(loop_of(features, uneven(), 3.0), features, key, None) for key in keys]
+    shares = [gap.slope for gap in alone]
+    assert 0.0 in shares
+    assert MAX_SLOPE in shares
+    assert any(0.1 < share < 1.4 for share in shares)
+    assert any(gap.corrected()[1] == 0.0 for gap in alone if gap.t < COUNT)
+
+
+def test_a_gap_whose_line_changes_nothing_is_told_by_holding_as_in_the_loop() -> None:
+    features = recorded()
+    loop = loop_of(features, uneven())
+    keys = [key for key in possible_gaps(COUNT, 6, {0}, {0}) if at_one_sigma(loop, key)]
+    assert len(keys) > 3
+    fitted, held = (list(gap_costs(loop, keys, slope, True).values()) for slope in (None, 0.0))
+    np.testing.assert_allclose(fitted, held, rtol=1e-9)
+
+
+def test_exact_predictions_cost_nothing() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(3, 1, 40)) + SCHEDULE[:-1, None] * rng.normal(size=(3, 1, 40))
+    keys = [key for key in possible_gaps(COUNT, 6, {0}, {0}) if len(key[0]) > 1]
+    for slope in (None, 1.0):
+        costs = gap_costs(loop_of(features), keys, slope, False)
+        assert max(costs.values()) < 1e-12
+    assert min(gap_costs(loop_of(features), keys, 0.0, False).values()) > 1e-6
+
+
+@pytest.mark.parametrize("key", [((0,), 3), ((2, 1), 5), ((6, 5), COUNT)])
+@pytest.mark.parametrize("slope", [None, 0.0, 1.0])
+@pytest.mark.parametrize("corrector", [False, True])
+def test_cost_of_the_only_gap_is_the_square_that_the_loop_finds(key: Key, slope: float | None, corrector: bool) -> None:
+    known: dict[float | None, Predictor | None] = {
+        None: None,
+        0.0: hold,
+        1.0: lambda history, i: line(EULER.sigmas, history, i, 1.0),
+    }
+    loop = replace(loop_of(recorded()[:1]), feedback=Feedback(np.zeros(COUNT), np.zeros(COUNT)))
+    compute = tuple(not key[0][0] < i < key[1] for i in range(COUNT))
+    (square,) = loop.shape(compute, known[slope], corrector).squares
+    assert gap_costs(loop, [key], slope, corrector)[key] == pytest.approx(square, rel=1e-8)
+
+
+@pytest.mark.parametrize("corrector", [False, True])
+def test_costs_are_the_same_however_many_gaps_are_worked_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, corrector: bool
+) -> None:
+    loop = loop_of(recorded(), spread=3.0)
+    keys = possible_gaps(COUNT, 6, {0}, {0})
+    whole = gap_costs(loop, keys, None, corrector)
+    for numbers in (1, 25 * 3 * 7):
+        monkeypatch.setattr(gaps, "MAX_NUMBERS", numbers)
+        parts = gap_costs(loop, keys, None, corrector)
+        assert list(parts) == list(whole)
+        np.testing.assert_allclose(list(parts.values()), list(whole.values()), rtol=1e-9)
+
+
+def test_nothing_to_leave_out_costs_nothing() -> None:
+    assert gap_costs(loop_of(recorded()), [], None, True) == {}
+
+
+def test_cost_over_runs_lies_between_their_mean_and_the_largest() -> None:
+    loop = loop_of(recorded())
+    keys = possible_gaps(COUNT, 6, {0}, {0})
+    each = [gap_costs(replace(loop, grams=gram[None]), keys, 0.0, False) for gram in loop.grams]
+    for key, cost in gap_costs(loop, keys, 0.0, False).items():
+        squares = [costs[key] for costs in each]
+        assert np.mean(squares) < cost < max(squares)
+    alike = replace(loop, grams=loop.grams[[0, 0, 0]])
+    np.testing.assert_allclose(list(gap_costs(alike, keys, 0.0, False).values()), list(each[0].values()), rtol=1e-9)

@@ -1,0 +1,431 @@
+"""The closed loop, against runs that are really stepped through: explicit features, float64, noise where there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from ertacache.erta.loop import MAX_CORRECTION, MAX_SLOPE, Feedback, Loop, Shape
+from ertacache.erta.planner import euler_response
+from ertacache.erta.predictors import Affine, History, Prediction, Predictor, hold, line
+from ertacache.erta.response import Response
+from ertacache.erta.schedules import Schedule, histories
+
+COUNT = 12
+SCHEDULE = 3.0 * np.linspace(1, 0, COUNT + 1) / (1 + 2.0 * np.linspace(1, 0, COUNT + 1))
+SIGMAS, STEPS = SCHEDULE[:-1], np.diff(SCHEDULE)
+FIRST = frozenset({0})
+
+Model = Callable[[int, np.ndarray], np.ndarray]
+"""(evaluation, x) -> the derivative there."""
+
+Sampler = Callable[[Model], np.ndarray]
+"""One whole run from x = 0; its last x."""
+
+
+def euler(model: Model) -> np.ndarray:
+    x = np.zeros(())
+    for e, step in enumerate(STEPS):
+        x = x + step * model(e, x)
+    return x
+
+
+def two_step(model: Model) -> np.ndarray:
+    """Adams-Bashforth with the weights of equal steps."""
+    x, before = np.zeros(()), np.zeros(())
+    for e, step in enumerate(STEPS):
+        d = model(e, x)
+        x = x + step * (1.5 * d - 0.5 * before if e else d)
+        before = d
+    return x
+
+
+def two_step_response() -> Response:
+    """An output moves the latent by its own step, and half of the next one is taken back."""
+    influence = np.zeros((COUNT, COUNT + 1))
+    for i in range(COUNT):
+        influence[i, i + 1 :] = STEPS[i] * (1.5 if i else 1.0)
+        influence[i, i + 2 :] -= 0.5 * STEPS[i + 1] if i + 1 < COUNT else 0.0
+    return Response(SIGMAS, influence)
+
+
+EULER = euler_response(SCHEDULE)
+SAMPLERS = [pytest.param(euler, EULER, id="euler"), pytest.param(two_step, two_step_response(), id="two steps")]
+
+
+def feedback(gain: float = 0.0, spread: float = 0.0) -> Feedback:
+    """Another number at each evaluation, so that none can be mistaken for its neighbour's."""
+    places = np.arange(COUNT)
+    return Feedback(gain * np.cos(1.0 + 0.9 * places), spread * (1.2 + np.sin(2.0 * places)))
+
+
+def recorded(seed: int = 0, elements: int = 60, noise: float = 0.05) -> np.ndarray:
+    """(3, M, n) features that bend with sigma, of runs of other sizes, with a mean and some noise."""
+    rng = np.random.default_rng(seed)
+    shapes = np.stack([np.ones(COUNT), SIGMAS, np.sin(3 * SIGMAS), noise * rng.normal(size=COUNT)])
+    runs = np.array([1.0, 0.5, 2.0])[:, None, None] * rng.normal(0.4, 1.0, (3, elements, 4))
+    features: np.ndarray = np.swapaxes(runs @ shapes, 1, 2) + noise * rng.normal(size=(3, COUNT, elements))
+    return features
+
+
+def grams(features: np.ndarray) -> np.ndarray:
+    """(T, M + 1, M + 1) per element, with the constant 1."""
+    extended = np.concatenate([features, np.ones((len(features), 1, features.shape[-1]))], axis=1)
+    found: np.ndarray = extended @ np.swapaxes(extended, 1, 2) / features.shape[-1]
+    return found
+
+
+def loop_of(
+    features: np.ndarray,
+    response: Response = EULER,
+    answer: Feedback | None = None,
+    restarts: frozenset[int] = FIRST,
+) -> Loop:
+    return Loop(response, grams(features), answer or feedback(), restarts)
+
+
+def schedule(text: str) -> Schedule:
+    """C computed, r reused."""
+    return tuple(letter == "C" for letter in text)
+
+
+def predictor(name: str, features: np.ndarray) -> Predictor | None:
+    known: dict[str, Predictor | None] = {
+        "fitted": None,
+        "line": lambda history, i: line(SIGMAS, history, i, 1.0),
+        "hold": hold,
+        "affine": Affine(grams(features)),
+    }
+    return known[name]
+
+
+@dataclass
+class Trace:
+    """One cached run. Arrays (2, T, n): along what was recorded, and in new directions. seen: what computed evaluations
+    gave. used: what the sampler got. error: of its last x."""
+
+    seen: dict[int, np.ndarray]
+    used: list[np.ndarray]
+    error: np.ndarray
+
+    @property
+    def squares(self) -> np.ndarray:
+        found: np.ndarray = np.mean(self.error.sum(axis=0) ** 2, axis=-1)
+        return found
+
+
+def cached_run(
+    sampler: Sampler,
+    features: np.ndarray,
+    shape: Shape,
+    compute: Schedule,
+    answer: Feedback,
+    restarts: frozenset[int] = FIRST,
+    rng: np.random.Generator | None = None,
+) -> Trace:
+    """Step through what a plan of this shape does, with a model that answers to being asked at another x."""
+    true: list[np.ndarray] = []
+
+    def recording(e: int, x: np.ndarray) -> np.ndarray:
+        true.append(x)
+        return features[:, e]
+
+    end = sampler(recording)
+    past = histories(compute, restarts)
+    trace = Trace({}, [], np.zeros(0))
+
+    def predicted(e: int) -> np.ndarray:
+        total = np.zeros((2, *features[:, e].shape))
+        total[0] += shape.offsets[e]
+        for coefficient, node in zip(shape.coefficients[e], past[e], strict=False):
+            total += coefficient * trace.seen[node]
+        return total
+
+    def cached(e: int, x: np.ndarray) -> np.ndarray:
+        if not compute[e]:
+            trace.used.append(predicted(e))
+            return trace.used[-1]
+        off = np.broadcast_to(x, (2, *features[:, e].shape)).copy()
+        off[0] -= true[e]
+        seen = np.stack([features[:, e] + answer.gain[e] * off[0], np.zeros_like(off[1])])
+        if rng is not None:
+            direction = rng.normal(size=off[1].shape)
+            direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+            seen[1] = answer.spread[e] * np.linalg.norm(off.sum(axis=0), axis=-1, keepdims=True) * direction
+        trace.seen[e] = seen
+        correction = shape.corrections[e] * (seen - predicted(e)) if shape.coefficients[e] else 0.0
+        trace.used.append(seen + correction)
+        return trace.used[-1]
+
+    trace.error = sampler(cached) - np.stack([end, np.zeros_like(end)])
+    return trace
+
+
+SCHEDULES = ["CCrrCrCrrrCC", "CrrCCrrrCCrr", "CCCrCrCrCrrC"]
+NAMES = ["fitted", "line", "hold", "affine"]
+
+
+# Squares
+
+
+@pytest.mark.parametrize(("sampler", "response"), SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("corrector", [False, True])
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_squares_are_those_of_a_run_stepped_through_whose_model_answers_to_nothing(
+    sampler: Sampler, response: Response, name: str, corrector: bool, text: str
+) -> None:
+    features, compute = recorded(), schedule(text)
+    shape = loop_of(features, response).shape(compute, predictor(name, features), corrector)
+    found = cached_run(sampler, features, shape, compute, feedback()).squares
+    np.testing.assert_allclose(shape.squares, found, rtol=1e-8)
+    assert found.min() > 1e-8
+
+
+@pytest.mark.parametrize(("sampler", "response"), SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("corrector", [False, True])
+@pytest.mark.parametrize("restarts", [{0}, {0, 4, 8}], ids=["no restart", "restarts"])
+def test_squares_are_those_of_a_run_whose_model_is_linear_in_its_own_error(
+    sampler: Sampler, response: Response, name: str, corrector: bool, restarts: set[int]
+) -> None:
+    features, compute, answer = recorded(), schedule("CrrCCrrrCCrr"), feedback(gain=4.0)
+    loop = loop_of(features, response, answer, frozenset(restarts))
+    shape = loop.shape(compute, predictor(name, features), corrector)
+    found = cached_run(sampler, features, shape, compute, answer, frozenset(restarts)).squares
+    np.testing.assert_allclose(shape.squares, found, rtol=1e-8)
+    unanswered = cached_run(sampler, features, shape, compute, feedback(), frozenset(restarts)).squares
+    assert np.abs(found / unanswered - 1.0).max() > 0.1, "the answer has to matter for this to show anything"
+
+
+@pytest.mark.parametrize(("sampler", "response"), SAMPLERS)
+@pytest.mark.parametrize("gain", [0.0, 4.0])
+@pytest.mark.parametrize("name", ["fitted", "hold"])
+def test_squares_are_the_mean_over_random_directions_in_which_the_model_answers(
+    sampler: Sampler, response: Response, gain: float, name: str
+) -> None:
+    features, compute, answer = recorded(elements=1000), schedule("CCrrCrCrrrCr"), feedback(gain, spread=5.0)
+    shape = loop_of(features, response, answer).shape(compute, predictor(name, features), True)
+    rng = np.random.default_rng(0)
+    runs = [cached_run(sampler, features, shape, compute, answer, rng=rng).squares for _ in range(60)]
+    np.testing.assert_allclose(shape.squares, np.mean(runs, axis=0), rtol=0.03)
+    without = cached_run(sampler, features, shape, compute, feedback(gain)).squares
+    assert (shape.squares / without).max() > 1.2, "the answer has to matter for this to show anything"
+
+
+def test_a_gap_leaves_what_its_prediction_misses_by_hand() -> None:
+    """Steps of -1/12 and features 0 1 2 ... of one element: held from 0, the outputs 1 and 2 miss 1 + 2 of them."""
+    response = euler_response(np.linspace(1, 0, COUNT + 1))
+    features = np.arange(float(COUNT))[None, :, None]
+    held = loop_of(features, response).shape(schedule("CrrCCCCCCCCC"), hold, False)
+    assert held.squares == pytest.approx([(3 / 12) ** 2])
+    # Evaluation 3 tells that 3 are missing: once more on top of it makes up for all.
+    mended = loop_of(features, response).shape(schedule("CrrCCCCCCCCC"), hold, True)
+    assert mended.corrections[3] == pytest.approx(1.0)
+    assert mended.squares == pytest.approx([0.0], abs=1e-15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_computing_everything_leaves_no_error_and_nothing_to_predict(name: str) -> None:
+    features = recorded()
+    shape = loop_of(features, answer=feedback(4.0, 5.0)).shape((True,) * COUNT, predictor(name, features), True)
+    assert shape.squares.tolist() == [0.0] * 3
+    assert shape.coefficients == [()] * COUNT
+    assert shape.offsets == shape.corrections == [0.0] * COUNT
+
+
+# Slopes
+
+
+def slopes(shape: Shape, compute: Schedule, restarts: frozenset[int] = FIRST) -> dict[int, float]:
+    """By the gap's first evaluation, where there are two computed ones before it."""
+    found = {}
+    for i, history in enumerate(histories(compute, restarts)):
+        if not compute[i] and compute[i - 1] and len(history) > 1:
+            ratio = (SIGMAS[i] - SIGMAS[history[0]]) / (SIGMAS[history[0]] - SIGMAS[history[1]])
+            found[i] = -shape.coefficients[i][1] / ratio if len(shape.coefficients[i]) > 1 else 0.0
+    return found
+
+
+@pytest.mark.parametrize(("sampler", "response"), SAMPLERS)
+@pytest.mark.parametrize("gain", [0.0, 4.0])
+@pytest.mark.parametrize("corrector", [False, True])
+def test_slope_is_least_squares_over_what_the_gap_leaves_at_the_end_in_all_runs(
+    sampler: Sampler, response: Response, gain: float, corrector: bool
+) -> None:
+    inside = 0
+    for seed, text in enumerate(SCHEDULES * 5):
+        features, compute, answer = recorded(seed, noise=0.1), schedule(text), feedback(gain)
+        shape = loop_of(features, response, answer).shape(compute, None, corrector)
+        seen = cached_run(sampler, features, shape, compute, answer).seen
+        past = histories(compute)
+        for first, found in slopes(shape, compute).items():
+            newest, before = past[first][:2]
+            gap = range(first, next((i for i in range(first, COUNT) if compute[i]), COUNT))
+            missed = np.sum([response.end[i] * (features[:, i] - seen[newest][0]) for i in gap], axis=0)
+            reach = sum(response.end[i] * (SIGMAS[i] - SIGMAS[newest]) for i in gap)
+            step = reach / (SIGMAS[newest] - SIGMAS[before]) * (seen[newest][0] - seen[before][0])
+            (best,), *_ = np.linalg.lstsq(step.reshape(-1, 1), missed.reshape(-1))
+            assert found == pytest.approx(np.clip(best, 0.0, MAX_SLOPE), rel=1e-8), (text, first)
+            inside += 0.0 < best < MAX_SLOPE
+    assert inside >= 15
+
+
+@pytest.mark.parametrize("share", [-0.5, 0.0, 0.4, 1.0, 1.4, 3.0])
+def test_slope_is_the_share_that_all_runs_follow_and_never_backwards_nor_too_steep(share: float) -> None:
+    features = recorded(noise=0.0)
+    step = (features[:, 1] - features[:, 0]) / (SIGMAS[1] - SIGMAS[0])
+    for i in range(2, COUNT):
+        features[:, i] = features[:, 1] + share * (SIGMAS[i] - SIGMAS[1]) * step
+    shape = loop_of(features).shape(schedule("CCrrrCCCCCCC"), None, False)
+    (found,) = slopes(shape, schedule("CCrrrCCCCCCC")).values()
+    assert found == pytest.approx(np.clip(share, 0.0, MAX_SLOPE), abs=1e-8)
+    ratios = (SIGMAS[2:5] - SIGMAS[1]) / (SIGMAS[1] - SIGMAS[0])
+    if share > 0.0:
+        np.testing.assert_allclose([-shape.coefficients[i][1] for i in (2, 3, 4)], found * ratios)
+        np.testing.assert_allclose([sum(shape.coefficients[i]) for i in (2, 3, 4)], 1.0)
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_a_gap_has_one_slope_which_its_closing_evaluation_is_compared_with_too(text: str) -> None:
+    compute = schedule(text)
+    shape = loop_of(recorded()).shape(compute, None, True)
+    found = slopes(shape, compute)
+    share = 0.0
+    for i, history in enumerate(histories(compute)):
+        share = found.get(i, share)
+        if shape.coefficients[i] and len(history) > 1:
+            assert shape.coefficients[i] == pytest.approx(line(SIGMAS, history, i, share).coefficients), i
+    assert found
+
+
+def test_a_gap_in_which_the_line_would_be_drawn_too_far_is_held_from_its_first_evaluation() -> None:
+    sigmas = np.array([1.0, 0.999, 0.99, 0.95, *np.linspace(0.9, 0.1, COUNT - 4), 0.0])
+    features = (sigmas[:-1, None] - sigmas[1]) * np.arange(1.0, 6.0)[None, None]
+    one, two = (
+        loop_of(features, euler_response(sigmas)).shape(schedule(text), None, False).coefficients
+        for text in ("CCrCCCCCCCCC", "CCrrCCCCCCCC")
+    )
+    assert len(one[2]) == 2
+    assert two[2:4] == [(1.0,), (1.0,)]
+
+
+# Corrections
+
+
+@pytest.mark.parametrize(("sampler", "response"), SAMPLERS)
+@pytest.mark.parametrize("gain", [0.0, 4.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_correction_is_least_squares_over_all_that_is_wrong_so_far(
+    sampler: Sampler, response: Response, gain: float, name: str
+) -> None:
+    made = 0
+    for seed, text in enumerate(SCHEDULES * 2):
+        features, compute, answer = recorded(seed), schedule(text), feedback(gain)
+        shape = loop_of(features, response, answer).shape(compute, predictor(name, features), True)
+        trace = cached_run(sampler, features, shape, compute, answer)
+        past = histories(compute)
+        for t in [i for i in range(1, COUNT) if shape.coefficients[i] and compute[i]]:
+            nodes = zip(shape.coefficients[t], past[t], strict=False)
+            told = trace.seen[t][0] - sum(c * trace.seen[n][0] for c, n in nodes) - shape.offsets[t]
+            left = sum(response.end[i] * (trace.used[i][0] - features[:, i]) for i in range(t))
+            left = left + response.end[t] * (trace.seen[t][0] - features[:, t])
+            (best,), *_ = np.linalg.lstsq(response.end[t] * told.reshape(-1, 1), -left.reshape(-1))
+            assert shape.corrections[t] == pytest.approx(best, rel=1e-6), (text, t)
+            made += 1
+    assert made >= 6
+
+
+def test_correction_counts_the_new_direction_of_what_it_is_drawn_from() -> None:
+    """Least squares with one element more: the output's own new direction, wrong before anything is put on top."""
+    features, compute, answer = recorded(), schedule("CCrrCCCCCCCC"), feedback(spread=8.0)
+    shape = loop_of(features, answer=answer).shape(compute, hold, True)
+    error = sum(EULER.end[i] * (features[:, 1] - features[:, i]) for i in (2, 3))
+    told = EULER.end[4] * (features[:, 4] - features[:, 1])
+    new = EULER.end[4] * answer.spread[4] * np.linalg.norm(error, axis=-1)
+    one = np.concatenate([told.reshape(-1), new])
+    (best,), *_ = np.linalg.lstsq(one[:, None], -np.concatenate([np.reshape(error, -1), new]))
+    assert shape.corrections[4] == pytest.approx(best, rel=1e-8)
+    quiet = loop_of(features).shape(compute, hold, True).corrections[4]
+    assert abs(best) < 0.9 * abs(quiet), "an answer that tells less is worth less"
+
+
+def told_by(share: float, length: int, weak: float = 1.0) -> Shape:
+    """Held from 0 over ``length`` evaluations that all miss the same a, of which the next tells ``share``; there the
+    influence is ``weak`` of the others'. The correction is then length / share / weak."""
+    even = euler_response(np.linspace(1, 0, COUNT + 1))
+    influence = even.influence.copy()
+    influence[length + 1] *= weak
+    features = np.zeros((1, COUNT, 5))
+    features[:, 1 : length + 1] = np.arange(1.0, 6.0)
+    features[:, length + 1] = share * np.arange(1.0, 6.0)
+    compute = tuple(not 1 <= i <= length for i in range(COUNT))
+    return loop_of(features, Response(even.sigmas, influence)).shape(compute, hold, True)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_correction_beyond_its_limit_is_refused(length: int, sign: float) -> None:
+    t, most = length + 1, MAX_CORRECTION * length
+    near = told_by(sign * length / (0.99 * most), length)
+    assert near.corrections[t] == pytest.approx(sign * 0.99 * most)
+    assert near.coefficients[t] == (1.0,)
+    beyond = told_by(sign * length / (1.01 * most), length)
+    assert beyond.corrections[t] == 0.0
+    assert beyond.coefficients[t] == ()
+    assert beyond.squares[0] == pytest.approx((length / COUNT) ** 2 * 11.0)
+
+
+def test_no_correction_by_an_output_that_hardly_moves_the_latent() -> None:
+    enough, little = (told_by(100.0, 2, weak) for weak in (0.011, 0.009))
+    assert enough.corrections[3] == pytest.approx(2 / 1.1)
+    assert (little.corrections[3], little.coefficients[3]) == (0.0, ())
+
+
+def test_nothing_is_corrected_where_nothing_was_reused_or_the_model_is_asked_something_else() -> None:
+    features, compute = recorded(), schedule("CCrrCCrrCCrr")
+    shape = loop_of(features).shape(compute, None, True)
+    assert [i for i in range(COUNT) if shape.corrections[i]] == [4, 8]
+    restarted = loop_of(features, restarts=frozenset({0, 4})).shape(compute, None, True)
+    assert [i for i in range(COUNT) if restarted.corrections[i]] == [8]
+    assert restarted.coefficients[4] == ()
+    off = loop_of(features).shape(compute, None, False)
+    assert off.corrections == [0.0] * COUNT
+    assert [i for i in range(COUNT) if off.coefficients[i]] == [i for i in range(COUNT) if not compute[i]]
+
+
+def test_refused_correction_leaves_no_offset_behind() -> None:
+    away = recorded(1)[:, 0]
+    features = recorded()
+    features[:, 1] = features[:, 2] = features[:, 0] + 0.5 + away
+    features[:, 3] = features[:, 0] + 0.5 + 0.01 * away
+
+    def higher(history: History, i: int) -> Prediction:
+        return Prediction((1.0,), 0.5)
+
+    shape = loop_of(features).shape(schedule("CrrCCCCCCCCC"), higher, True)
+    assert shape.offsets[:4] == [0.0, 0.5, 0.5, 0.0]
+    assert (shape.corrections[3], shape.coefficients[3]) == (0.0, ())
+
+
+# Restarts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_history_does_not_reach_over_a_restart(name: str) -> None:
+    """Whatever was computed before it: what follows is predicted and fitted from what came after alone."""
+    compute, features, other = schedule("CCrrCrrCCrrC"), recorded(0), recorded(1)
+    other[:, 4:] = features[:, 4:]
+    one, two = (
+        loop_of(each, restarts=frozenset({0, 4})).shape(compute, predictor(name, each), False)
+        for each in (features, other)
+    )
+    assert np.all(one.squares != two.squares)
+    for i in range(4, COUNT):
+        assert one.coefficients[i] == pytest.approx(two.coefficients[i], rel=1e-9), i
+    assert len(one.coefficients[5]) == len(one.coefficients[6]) == 1
+    through = loop_of(features).shape(compute, predictor("line", features), False)
+    assert len(through.coefficients[5]) == 2
