@@ -1,8 +1,9 @@
 """What stands behind the promises of planned mode: ``python -m bench.studies``, or some of its studies by name.
 
 predicted: the error that plans state beside what was measured. samplers: each at 2x beside half of its own steps.
-profiles: one profile for other step counts beside a fresh one, and how many runs to record. rough: every part of the
-method on variants of the model that are less smooth. Results go to bench/output/studies.
+profiles: one profile for other step counts beside a fresh one, and how many runs to record. check: prompts unlike the
+profiled ones. rough: every part of the method on variants of the model that are less smooth. Results go to
+bench/output/studies.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from .kept import write
 from .ours import cached
 from .quality import psnr
 from .recording import record
-from .rig import Rig
+from .rig import Job, Rig
 from .subjects import load_model
 from .tables import markdown
 
 DETERMINISTIC = ("euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "ipndm", "deis")
 STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde", "er_sde")
 SPEEDS = (1.5, 2.0, 2.5, 3.0)
+SHORT = OUTPUT / "short.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,10 @@ class Outcome:
 class Bed:
     """One rig with its full runs, and a profile when it is asked for."""
 
-    def __init__(self, config: Config, prompts: int, model: Any = None) -> None:
+    def __init__(self, config: Config, prompts: int, model: Any = None, test: tuple[Job, ...] = ()) -> None:
+        """model: in place of the config's. test: what is compared on, in place of the first prompts."""
         self.rig = Rig(config, prompts, model=model)
+        self.rig.test = test or self.rig.test
         self._full = [self.rig.sample(self.rig.model, job).latent for job in self.rig.test]
         self._frames = [self.rig.subject.frames(latent) for latent in self._full]
         self._profile: Profile | None = None
@@ -168,8 +172,12 @@ PARTS: dict[str, tuple[bool, dict[str, Any]]] = {
 
 
 def rough(config: Config, prompts: int) -> Iterator[Line]:
-    variants: dict[str, tuple[Config, Any]] = {
-        "as shipped": (config, None),
+    variants: dict[str, tuple[Config, Any]] = {"as shipped": (config, None)}
+    if SHORT.is_file():
+        variants["trained a tenth as long"] = replace(config, model=str(SHORT)), None
+    else:
+        print(f"rough: without a shorter trained model; python -m demo.train --steps 800 --output {SHORT} makes one")
+    variants |= {
         "weights in fp8": (config, rounded_weights(config, torch.float8_e4m3fn)),
         "computed in bf16": (replace(config, dtype="bfloat16"), None),
         **{f"shift {shift:g}": (replace(config, shift=shift), None) for shift in (3.0, 12.0)},
@@ -193,7 +201,37 @@ def rounded_weights(config: Config, dtype: torch.dtype) -> Any:
     return model
 
 
-STUDIES: dict[str, Study] = {"predicted": predicted, "samplers": samplers, "profiles": profiles, "rough": rough}
+UNLIKE_SEED, UNLIKE = 700, 8
+
+
+def check(config: Config, prompts: int) -> Iterator[Line]:
+    """What the online check does for prompts that mean nothing, and costs on those that are like the profiled ones."""
+    bed = Bed(config, prompts)
+    strange = Bed(config, 2 * UNLIKE, test=unlike(bed.rig))
+    for speed in SPEEDS:
+        for name, where in (("test prompts", bed), ("random words, and mixtures of two prompts", strange)):
+            off, on = (where.planned(Wish(speed, check=checked), bed.profile) for checked in (False, True))
+            cells = {"Prompts": name, "Speed": f"{speed:g}x", "Unchecked": str(off), "Checked": str(on)}
+            cells |= {"Evaluations": f"{off.evaluations:.1f} → {on.evaluations:.1f}"}
+            yield Line(cells, {"prompts": name, "speed": speed, "off": vars(off), "on": vars(on)})
+
+
+def unlike(rig: Rig) -> tuple[Job, ...]:
+    """Conditioning that no prompt gives: noise of the size of the encoded prompts, and the means of two of them."""
+    encoded = [rig.subject.encode(prompt)[0][0] for prompt in rig.subject.prompts[: 2 * UNLIKE]]
+    generator = torch.Generator().manual_seed(UNLIKE_SEED)
+    noise = [torch.randn(e.shape, generator=generator) * e.std() for e in encoded[:UNLIKE]]
+    mixed = [(one + other) / 2 for one, other in zip(encoded[::2], encoded[1::2], strict=True)]
+    return tuple(Job(f"unlike {n}", [[e, {}]], UNLIKE_SEED + n) for n, e in enumerate([*noise, *mixed]))
+
+
+STUDIES: dict[str, Study] = {
+    "predicted": predicted,
+    "samplers": samplers,
+    "profiles": profiles,
+    "check": check,
+    "rough": rough,
+}
 
 
 def main() -> None:

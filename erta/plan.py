@@ -105,7 +105,7 @@ class Plan:
     sigmas: (M,) where each evaluation is expected. compute: (M,), True = computed. coefficients: (M,) of tuples;
     weights of the newest computed features, newest first; at a computed evaluation those of the prediction that it is
     compared with, () where there is none. offsets: (M,) added constants. corrections: (M,) u, 0 for none. misses: (M,)
-    how far a computed feature is from its prediction, over its length, in the worst recorded run; 0: not checked.
+    how far a computed feature is from its prediction, over its length, at most to be expected; 0: not checked.
     restarts: evaluations from which on older features are not used. schedule: the adjusted sigmas to sample on, with
     the trailing one, () for the nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's
     relative error, () where nothing was measured. profile and model: digests of what it was made for, or "". notes:

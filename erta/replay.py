@@ -8,8 +8,8 @@ from torch import Tensor
 from .plan import Plan
 from .schedules import histories
 
-# A run in which predictions miss by more than this many times what the worst recorded run did is unlike those.
-CARE = 3.0
+# A run in which predictions miss by more than this many times what was to be expected is unlike the recorded ones.
+CARE = 2.0
 
 
 class Replay:

@@ -99,7 +99,7 @@ def _advanced_inputs() -> list[Any]:
             options=list(PREDICTORS),
             default=AUTO,
             optional=True,
-            tooltip="How a reused step is made from the computed ones. auto: linear, in paper mode affine.",
+            tooltip="How a reused step is made from the computed ones. auto: a fitted line; in paper mode affine.",
         ),
         io.Boolean.Input(
             "corrector",
@@ -153,6 +153,12 @@ def _advanced_inputs() -> list[Any]:
             socketless=True,
             tooltip="The last run's plan, so that a shared workflow renders the same. Fills itself; may be cleared.",
         ),
+        io.Boolean.Input(
+            "check",
+            default=True,
+            optional=True,
+            tooltip="Compute more steps in a run that turns out unlike the profiled ones (planned, output level).",
+        ),
     ]
 
 
@@ -170,6 +176,7 @@ def wish_from(model: Any, values: dict[str, Any]) -> Wish:
         level=level,
         predictor=values.get("predictor", AUTO),
         corrector=values.get("corrector", True),
+        check=values.get("check", True),
         timesteps=mode == "paper" if timesteps == AUTO else timesteps == ON,
         threshold=values.get("threshold", 0.0) if mode == "paper" else 0.0,
         protect_start=values.get("protect_start", 1),
