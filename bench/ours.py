@@ -46,11 +46,20 @@ VARIANTS = (
     Variant("paper mode, output level", True, {"mode": "paper", "predictor": "affine", "timesteps": True}),
     Variant("paper: policy alone, output level", True, {"mode": "paper", "predictor": "hold"}),
     Variant("paper: policy, affine, output level", True, {"mode": "paper", "predictor": "affine"}),
-    Variant("even, hold", False, {"predictor": "hold", "corrector": False}),
-    Variant("even, two terms", False, {"predictor": "linear", "corrector": False}),
+    # Paper mode without a profile spreads evenly.
+    Variant("even, hold", False, {"mode": "paper", "predictor": "hold"}),
+    Variant("even, line", False, {"mode": "paper", "predictor": "linear"}),
     Variant("planned, hold", True, {"predictor": "hold", "corrector": False}),
-    Variant("planned, two terms", True, {"predictor": "linear", "corrector": False}),
-    Variant("planned, fitted, corrector", True, {"predictor": "fitted"}),
+    Variant("planned, affine", True, {"predictor": "affine", "corrector": False}),
+    Variant("planned, line", True, {"predictor": "linear", "corrector": False}),
+    Variant("planned, fitted line", True, {"corrector": False}),
+    Variant("planned, hold, corrector", True, {"predictor": "hold"}),
+    Variant("planned, line, corrector", True, {"predictor": "linear"}),
+    Variant("planned, without check", True, {"check": False}),
+    Variant("planned, timesteps", True, {"timesteps": True}),
+    Variant("planned, gaps of any length", True, {"max_gap": 1000}),
+    Variant("built-in plan, hold", False, {"predictor": "hold", "corrector": False}),
+    Variant("built-in plan, without corrector", False, {"corrector": False}),
 )
 
 

@@ -196,7 +196,7 @@ def _search(run: Run, computed: int, required: frozenset[int], notes: list[str])
     """The schedule with the least sum of gap costs."""
     # What rectifies a held feature is small beside the gap's own cost: affine is searched as if it held.
     slope = {"fitted": None, "linear": 1.0}.get(run.predictor, 0.0)
-    limit = run.wish.max_gap or longest_gap(run.count, computed)
+    limit = min(run.wish.max_gap or longest_gap(run.count, computed), run.count)
     while True:
         if run.count * limit**2 > MAX_GAPS:
             notes.append(f"{run.count} evaluations at this speed are too many to search: evenly spread")
