@@ -32,7 +32,16 @@ from .subjects import model_file
 OUTPUT = ROOT / "bench" / "output"
 SPEEDS, PROMPTS = (1.5, 2.0, 2.5, 3.0), 32
 QUICK_SPEEDS, QUICK_PROMPTS, QUICK_OTHERS = (2.0,), 4, 2
-QUICK = (PLANNED, BUILTIN, "planned, hold", "fewer steps", "EasyCache", "TeaCache", "MagCache", "TaylorSeer 1")
+QUICK = (
+    PLANNED,
+    BUILTIN,
+    "planned, hold, corrector",
+    "fewer steps",
+    "EasyCache",
+    "TeaCache",
+    "MagCache",
+    "TaylorSeer 1",
+)
 
 # What a row depends on beside the model and the settings. A change of the pack measures ours anew, not the rivals.
 _RENDERING = ("rig", "subjects", "quality", "reference", "measure", "methods", "tuning", "calibration")

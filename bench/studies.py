@@ -2,8 +2,8 @@
 
 predicted: the error that plans state beside what was measured. samplers: each at 2x beside half of its own steps.
 profiles: one profile for other step counts beside a fresh one, and how many runs to record. check: prompts unlike the
-profiled ones. rough: every part of the method on variants of the model that are less smooth. Results go to
-bench/output/studies.
+profiled ones. parts: what no wish turns off. rough: every part of the method on variants of the model that are less
+smooth. Results go to bench/output/studies.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
+from ..erta import gaps, planner
+from ..erta.loop import Feedback
 from ..erta.plan import Wish
 from ..erta.profile import Profile
 from . import plots
@@ -171,6 +175,28 @@ PARTS: dict[str, tuple[bool, dict[str, Any]]] = {
 }
 
 
+def parts(config: Config, prompts: int) -> Iterator[Line]:
+    """The default without one of what no wish can turn off."""
+
+    def nothing(sigmas: np.ndarray) -> Feedback:
+        return Feedback(np.zeros(len(sigmas)), np.zeros(len(sigmas)))
+
+    without: dict[str, tuple[object, str, object]] = {
+        "default": (gaps, "POWER", gaps.POWER),
+        "mean square over runs": (gaps, "POWER", 2.0),
+        "answers to errors not foreseen": (planner, "cautious_feedback", nothing),
+    }
+    for steps in (50, 20):
+        bed = Bed(replace(config, steps=steps), prompts)
+        for speed in SPEEDS:
+            found = {}
+            for name, (module, attribute, value) in without.items():
+                with patch.object(module, attribute, value):
+                    found[name] = bed.planned(Wish(speed), bed.profile)
+            cells = {"Steps": str(steps), "Speed": f"{speed:g}x", **{name: str(o) for name, o in found.items()}}
+            yield Line(cells, {"steps": steps, "speed": speed, **{name: vars(o) for name, o in found.items()}})
+
+
 def rough(config: Config, prompts: int) -> Iterator[Line]:
     variants: dict[str, tuple[Config, Any]] = {"as shipped": (config, None)}
     if SHORT.is_file():
@@ -230,6 +256,7 @@ STUDIES: dict[str, Study] = {
     "samplers": samplers,
     "profiles": profiles,
     "check": check,
+    "parts": parts,
     "rough": rough,
 }
 
