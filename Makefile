@@ -17,13 +17,14 @@ READY := $(VENV)/.ready
 REQUIREMENTS := demo/requirements.txt demo/requirements-dev.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench bench-quick test lint clean
+.PHONY: help setup demo bench bench-quick studies test lint clean
 
 help:
 	@echo "make setup   virtual environment and ComfyUI, once"
 	@echo "make demo    the demonstration, headless on the CPU"
 	@echo "make bench   every method against every other on the tiny Wan, an hour or two; goes on where it was stopped"
 	@echo "make bench-quick  some of them on 4 prompts, some minutes"
+	@echo "make studies  what else planned mode promises: samplers, profiles, rough models ..., an hour"
 	@echo "make test    lint, type check and every test"
 	@echo "make lint    lint and type check only"
 	@echo "make clean   remove all that these commands have made"
@@ -53,6 +54,9 @@ bench: setup
 
 bench-quick: setup
 	@$(PY) -m bench --quick $(ARGS)
+
+studies: setup
+	@$(PY) -m bench studies $(ARGS)
 
 # -P keeps this folder off sys.path: its nodes/ would hide ComfyUI's nodes.py.
 test: lint

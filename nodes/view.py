@@ -29,6 +29,7 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
         f"profile {name}: {measured.model_class}, {runs} of {measured.steps} steps",
         f"{measured.sampler} {measured.scheduler}, guidance {measured.guidance}, {measured.level} level",
         *(f"{c['speed']:g}x: predicted error {c['median']:.2%}, worst {c['worst']:.2%}" for c in curve if c["median"]),
+        *([] if any(t.answered for t in profile.tables) else ["how errors grow was not measured: on the high side"]),
         *(note for report in reports for note in report.notes),
     ]
     content = {"name": name, "measured": asdict(measured), "curve": curve, "digest": profile.digest()}
