@@ -9,7 +9,7 @@ where the answer along the error is a number, and the rest, rho_t, a new directi
 ``spread_t^2 |delta|^2``. Everything else about a sampler and a plan is linear, so a whole run is some matrix arithmetic
 on vectors of weights, lengths are taken in the profile's Gram matrices, and the best slope and correction of each gap
 are least squares in what the run will really have at hand. Measured against runs of a small trained video model
-(bench/predicted.py): rank correlation above 0.9 over schedules, speeds, predictors and samplers.
+(make studies, "predicted"): rank correlation above 0.9 over schedules, speeds, predictors and samplers.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class _Pass:
     def _correction(self, i: int, history: History, given: np.ndarray, told: np.ndarray) -> float:
         """How much of what output i told is handed to the sampler on top of it: the least is left of all errors so far.
 
-        None where output i hardly moves the latent any more, so that it cannot mend what the gap did.
+        Zero where output i hardly moves the latent any more, so that it cannot mend what the gap did.
         """
         if self.given:
             return self.given.corrections[i]
