@@ -57,7 +57,7 @@ def mean_squares(errors: np.ndarray) -> np.ndarray:
 
 
 class Alone:
-    """One gap on (T, M, n) features."""
+    """One gap on (T, M, n) features. ``answers``: (T,) what its closing evaluation answers, per unit of influence."""
 
     def __init__(self, loop: Loop, features: np.ndarray, key: Key, slope: float | None) -> None:
         self.loop, self.features = loop, features
@@ -67,6 +67,8 @@ class Alone:
         self.slope = self.fitted() if slope is None else slope
         self.missed = self.missed_with(self.slope)
         self.arriving = mean_squares(self.missed)
+        spread = loop.feedback.spread[min(self.t, self.count - 1)]
+        self.answers = spread * np.sqrt(features.shape[-1] * self.arriving)
 
     def coefficients(self, i: int, slope: float) -> tuple[float, ...]:
         # Drawn for the whole gap or not at all, its closing evaluation included.
@@ -91,25 +93,27 @@ class Alone:
         (best,), *_ = np.linalg.lstsq(moved.reshape(-1, 1), held.reshape(-1))
         return float(np.clip(best, 0.0, MAX_SLOPE))
 
-    def corrected(self) -> tuple[np.ndarray, float]:
-        """(T, n + 1) what is left after the correction, and the correction; the answer at t is an element of its own,
-        told but not missed."""
-        elements = self.features.shape[-1]
+    def corrected(self, corrector: bool = True) -> tuple[np.ndarray, float]:
+        """(T,) squares left at the end, and the correction. The answer at t is an element of its own, told but not
+        missed; besides what the correction makes of it, it enters the latent as part of output t."""
+        weight = self.end[self.t] if self.t < self.count else 0.0
+        own = (weight * self.answers) ** 2 / self.features.shape[-1]
         left = np.concatenate([self.missed, np.zeros((len(self.features), 1))], axis=1)
-        if self.t == self.count or self.t in self.loop.restarts:
-            return left, 0.0
-        told = self.features[:, self.t] - self.predicted(self.t, self.slope)
-        new = self.loop.feedback.spread[self.t] * np.sqrt(elements * self.arriving)
-        told = self.end[self.t] * np.concatenate([told, new[:, None]], axis=1)
-        (best,), *_ = np.linalg.lstsq(told.reshape(-1, 1), left.reshape(-1))
-        if abs(best) > MAX_CORRECTION * len(self.reused):
-            return left, 0.0
-        return left - best * told, float(best)
+        best = 0.0
+        if corrector and self.t < self.count and self.t not in self.loop.restarts:
+            told = self.features[:, self.t] - self.predicted(self.t, self.slope)
+            told = weight * np.concatenate([told, self.answers[:, None]], axis=1)
+            (best,), *_ = np.linalg.lstsq(told.reshape(-1, 1), left.reshape(-1))
+            best = float(best) if abs(best) <= MAX_CORRECTION * len(self.reused) else 0.0
+            left = left - best * told
+        return (left**2).sum(axis=-1) / self.features.shape[-1] + own, best
 
     def made_of_an_error(self) -> float:
-        """What an error of the newest feature becomes by being used itself and wherever it is reused."""
+        """Mean square that an error of the newest feature becomes wherever it is reused, per mean square of it and on
+        top of what it is by being used itself."""
+        itself = self.end[self.history[0]]
         reused = sum(self.end[i] * self.coefficients(i, self.slope)[0] for i in self.reused)
-        return float(self.end[self.history[0]] + reused)
+        return max(float((itself + reused) ** 2 - itself**2), 0.0)
 
 
 def naive(
@@ -119,17 +123,13 @@ def naive(
     alone = {key: Alone(loop, features, key, slope) for key in keys}
     squares, corrections = {}, []
     for key, gap in alone.items():
-        if corrector:
-            left, correction = gap.corrected()
-            squares[key] = (left**2).sum(axis=-1) / features.shape[-1]
-            corrections.append(correction)
-        else:
-            squares[key] = gap.arriving.copy()
+        squares[key], correction = gap.corrected(corrector)
+        corrections.append(correction)
         history, _ = key
         if len(history) > 1:
             before = [other.arriving for (h, t), other in alone.items() if (h[0], t) == (history[1], history[0])]
             arrived = np.mean(before, axis=0) if before else 0.0
-            squares[key] += arrived * (loop.feedback.spread[history[0]] * gap.made_of_an_error()) ** 2
+            squares[key] += arrived * loop.feedback.spread[history[0]] ** 2 * gap.made_of_an_error()
     return squares, corrections
 
 

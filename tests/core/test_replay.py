@@ -13,7 +13,7 @@ from torch import Tensor
 from ertacache.erta.plan import Plan, Wish, full_plan
 from ertacache.erta.planner import euler_response, make_plan
 from ertacache.erta.recorder import Recorder
-from ertacache.erta.replay import Replay
+from ertacache.erta.replay import CARE, Replay
 
 KEY = "guided"
 
@@ -24,6 +24,7 @@ def plan_of(
     corrections: dict[int, float] | None = None,
     offsets: dict[int, float] | None = None,
     restarts: tuple[int, ...] = (0,),
+    misses: dict[int, float] | None = None,
 ) -> Plan:
     """compute: "1" for each computed evaluation, "0" for each reused one; the rest by evaluation."""
     count = len(compute)
@@ -34,6 +35,7 @@ def plan_of(
         coefficients=tuple(coefficients.get(i, ()) for i in range(count)),
         offsets=tuple((offsets or {}).get(i, 0.0) for i in range(count)),
         corrections=tuple((corrections or {}).get(i, 0.0) for i in range(count)),
+        misses=tuple((misses or {}).get(i, 0.0) for i in range(count)),
         restarts=restarts,
     )
 
@@ -175,6 +177,109 @@ def test_streams_do_not_see_each_other() -> None:
     assert replay.predict(2, "a stream that appears late") is None
 
 
+# A run unlike the recorded ones is computed more
+
+
+# Every other evaluation is held; each computed one tells how far that was off.
+HELD = plan_of("1010101010", {i: (1.0,) for i in range(1, 10)}, misses={i: 0.1 for i in range(2, 10, 2)})
+
+
+def kinds(replay: Replay, values: list[float]) -> str:
+    """ "1" for each evaluation that was computed."""
+    return "".join("1" if kind == "computed" else "0" for kind, _ in run(replay, values))
+
+
+def jumping(at: int, by: float) -> list[float]:
+    """10 throughout, but from evaluation ``at`` on so much more that the miss there is ``by`` of the feature."""
+    return [10.0] * at + [10.0 / (1.0 - by)] * (10 - at)
+
+
+@pytest.mark.parametrize("times", [0.5, 0.99, 1.01, 3.0])
+def test_gap_after_the_next_is_computed_where_a_miss_was_larger_than_care_allows(times: float) -> None:
+    """The miss at 4 is looked at when 6 tells its own, so 7 is the first evaluation that can be careful about it; at 6
+    all is well again, so 9 is reused."""
+    replay = Replay(HELD)
+    found = kinds(replay, jumping(4, 0.1 * CARE * times))
+    if times < 1.0:
+        assert found == "1010101010"
+        assert replay.notes == ()
+    else:
+        assert found == "1010101110"
+        assert replay.notes == ("unlike the profiled runs from evaluation 7 on: 1 computed on top of the plan",)
+
+
+def test_run_that_stays_unlike_is_computed_from_then_on_and_the_first_is_named() -> None:
+    replay = Replay(HELD)
+    assert kinds(replay, [10.0 * 2**i for i in range(10)]) == "1010111111"
+    assert replay.notes == ("unlike the profiled runs from evaluation 5 on: 3 computed on top of the plan",)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_run_that_is_no_number_is_unlike(bad: float) -> None:
+    assert kinds(Replay(HELD), [10, 10, bad, 10, 10, 10, 10, 10, 10, 10])[5] == "1"
+
+
+def test_plan_without_misses_checks_nothing() -> None:
+    plan = replace(HELD, misses=(0.0,) * 10)
+    assert kinds(Replay(plan), [10.0 * 2**i for i in range(10)]) == "1010101010"
+
+
+def test_what_is_computed_on_top_enters_no_prediction_and_leaves_nothing_to_correct() -> None:
+    """With a correction at every closing evaluation: behind a gap that was computed there is nothing to make up for."""
+    plan = replace(HELD, corrections=tuple(0.5 if i in (2, 4, 6, 8) else 0.0 for i in range(10)))
+    values = [10, 10, 20, 20, 40, 80, 160, 160, 160, 170]
+    replay = Replay(plan)
+    found = run(replay, [float(v) for v in values])
+    # 20 was held at 10, so 4 hands on 40 + 0.5 * (40 - 20).
+    assert found[4] == ("computed", 50)
+    # The miss at 2 was a half: 5 is computed, and 6 is compared with 4, of the plan, but not corrected.
+    assert found[5:7] == [("computed", 80), ("computed", 160)]
+    # The miss at 4 was a half as well, that at 6 three quarters; 8 was hit exactly by holding 6.
+    assert found[7:] == [("computed", 160), ("computed", 160), ("computed", 170)]
+    resumed = Replay(plan)
+    handed = run(resumed, [10.0, 10.0, 20.0, 20.0, 20.0, 70.0, 20.0, 70.0, 30.0, 70.0])
+    assert handed[5] == ("computed", 70)
+    assert handed[6] == ("computed", 20), "5 was computed"
+    assert handed[7] == ("reused", 20), "from 6, not from 5"
+    assert handed[8] == ("computed", 30 + 0.5 * 10)
+
+
+def test_check_reads_no_number_before_the_next_one_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading one waits for the device; a whole gap later it has long arrived."""
+    from ertacache.erta import replay as module
+
+    read: list[int] = []
+    value = module.Scalar.value
+
+    def counted(scalar: Any) -> float:
+        read.append(now)
+        return value(scalar)
+
+    monkeypatch.setattr(module.Scalar, "value", counted)
+    replay = Replay(HELD)
+    for now in range(10):
+        if replay.predict(now, KEY) is None:
+            replay.observe(now, KEY, feature(10.0))
+    assert read == [4, 6, 8]
+
+
+def test_check_that_finds_nothing_changes_no_bit() -> None:
+    schedule = np.linspace(1, 0, 13)
+    plan = make_plan(schedule, euler_response, None, Wish(2.0))
+    checked = replace(plan, misses=tuple(1e6 if any(c) and i else 0.0 for i, c in enumerate(plan.coefficients)))
+    features = torch.randn(12, 50, generator=torch.Generator().manual_seed(4))
+
+    def handed(plan: Plan) -> list[Tensor]:
+        replay, out = Replay(plan), []
+        for i in range(12):
+            predicted = replay.predict(i, KEY)
+            out.append(replay.observe(i, KEY, features[i]) if predicted is None else predicted)
+        return out
+
+    assert any(checked.misses[i] and plan.compute[i] for i in range(12))
+    assert all(torch.equal(a, b) for a, b in zip(handed(plan), handed(checked), strict=True))
+
+
 # Tensors
 
 
@@ -206,6 +311,7 @@ def test_uncorrected_feature_is_handed_back_as_the_same_object() -> None:
     given = [feature(v) for v in (10, 12, 15, 19, 24)]
     assert replay.observe(0, KEY, given[0]) is given[0]
     assert replay.observe(1, KEY, given[1]) is given[1]
+    assert replay.predict(2, KEY) is not None
     assert replay.observe(3, KEY, given[3]) is not given[3]
     assert replay.observe(4, KEY, given[4]) is given[4]
 
@@ -304,9 +410,9 @@ def test_same_run_twice_is_bit_identical() -> None:
 
 
 def test_plan_of_a_line_in_sigma_reuses_it_without_error() -> None:
-    """Built-in plan, features linear in sigma: what is reused is right, and no correction changes anything."""
+    """Features linear in sigma: what is reused is right, and no correction changes anything."""
     schedule = np.linspace(1, 0, 13)
-    plan = make_plan(schedule, euler_response, None, Wish(2.0))
+    plan = make_plan(schedule, euler_response, None, Wish(2.0, predictor="linear"))
     a, b = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     replay = Replay(plan)
     reused = 0
