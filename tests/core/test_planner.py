@@ -61,8 +61,15 @@ def profile_at(sigmas: np.ndarray, runs: int = 3) -> Profile:
     return Profile(MEASURED, tuple(tables))
 
 
+def with_answers(profile: Profile, gain: np.ndarray, spread: np.ndarray | float) -> Profile:
+    spreads = np.broadcast_to(spread, gain.shape)
+    return replace(profile, tables=tuple(replace(t, gain=gain, spread=spreads) for t in profile.tables))
+
+
 SCHEDULE = flow(24)
-PROFILE = profile_at(SCHEDULE[:-1])
+UNANSWERED = profile_at(SCHEDULE[:-1])
+# Of a model that gives what was recorded, wherever it is asked. (0 to either side would say: not measured.)
+PROFILE = with_answers(UNANSWERED, np.zeros(24), 1e-9)
 
 
 def plan_for(wish: Wish, profile: Profile | None = PROFILE, schedule: np.ndarray = SCHEDULE, edges=()) -> Plan:
@@ -195,7 +202,7 @@ def test_plan_is_the_best_of_all_schedules_by_the_costs_of_its_gaps(
         return sum(costs[history, t] for history, t in gaps if t > history[0] + 1)
 
     candidates = all_schedules(count, computed, limit, required)
-    assert len({round(score(c), 12) for c in candidates}) > 5, "otherwise any would do"
+    assert len({round(score(c), 12) for c in candidates}) > 2, "otherwise any would do"
     assert plan_for(wish, profile, schedule, edges).compute == min(candidates, key=score)
 
 
@@ -224,7 +231,7 @@ def test_fitted_slope_is_the_line_on_smooth_features_and_holds_on_noise() -> Non
     fitted, drawn, held = errors(PROFILE)
     assert fitted < 1.1 * drawn < 0.5 * held
     fitted, drawn, held = errors(noise_around_a_mean())
-    assert fitted < 1.1 * held < 0.8 * drawn
+    assert fitted < 1.1 * held < 0.9 * drawn
 
 
 # Nothing measured
@@ -251,7 +258,8 @@ def test_built_in_plan_is_corrected_and_promises_nothing(schedule: np.ndarray, s
     plan = plan_for(Wish(speed), None, schedule)
     assert plan.computed == round(24 / speed)
     assert (plan.predicted_error, plan.profile, plan.notes) == ((), "", ())
-    assert terms(plan) == {1, 2}
+    assert terms(plan) <= {1, 2}, "the line where it helps over so long a gap, else held"
+    assert 2 in terms(plan_for(Wish(1.5), None, schedule))
     assert sum(u != 0.0 for u in plan.corrections) >= 2
     assert set(plan.offsets) == {0.0}
     assert plan_from_json(plan_to_json(plan)) == plan, "also: every number is finite and in its range"
@@ -563,11 +571,6 @@ def test_predicted_error_is_that_of_a_simulated_run(sampler, predictor: str, cor
     assert (np.abs(unanswered / predicted - 1.0).max() > 0.05) == answers, "the answer matters"
 
 
-def with_answers(profile: Profile, gain: np.ndarray, spread: np.ndarray | float) -> Profile:
-    spreads = np.broadcast_to(spread, gain.shape)
-    return replace(profile, tables=tuple(replace(t, gain=gain, spread=spreads) for t in profile.tables))
-
-
 @pytest.mark.parametrize("predictor", ["auto", "hold", "linear", "affine"])
 def test_plan_promises_the_median_and_worst_of_what_its_runs_really_leave(predictor: str) -> None:
     """Of the final latent's size. The spread is next to nothing, but its presence says that the gains were measured."""
@@ -575,33 +578,85 @@ def test_plan_promises_the_median_and_worst_of_what_its_runs_really_leave(predic
     profile = with_answers(PROFILE, gain, 1e-9)
     plan = plan_for(Wish(2.5, predictor=predictor), profile)
     found = measured_errors(euler, SCHEDULE, plan, gain) / RMS
-    assert plan.predicted_error == pytest.approx((np.median(found), max(found)), rel=1e-6)
-    assert plan.predicted_error != plan_for(Wish(2.5, predictor=predictor)).predicted_error
+    assert plan.predicted_error == pytest.approx((np.median(found), max(found)), rel=1e-5)
+    without = plan_for(Wish(2.5, predictor=predictor))
+    assert (plan.compute, plan.corrections) == (without.compute, without.corrections), "made for a cautious answer"
+    assert plan.predicted_error != without.predicted_error
 
 
 def test_answers_are_pooled_over_the_runs_in_which_they_were_measured() -> None:
     """By their squares: gains of 3 and 1 are one of 2, with 1 to either side on top of the spreads."""
     one = np.ones(24)
-    first, second, unmeasured = PROFILE.tables
+    first, second, unmeasured = UNANSWERED.tables
     tables = (replace(first, gain=3 * one, spread=0.5 * one), replace(second, gain=one, spread=1.5 * one), unmeasured)
-    response, restarts = euler_response(SCHEDULE), frozenset({0})
-    found = Run(response, Wish(), restarts, replace(PROFILE, tables=tables)).loop.feedback
-    np.testing.assert_allclose(found.gain, 2.0)
-    np.testing.assert_allclose(found.spread**2, 1.0 + (0.5**2 + 1.5**2) / 2)
-    for nothing in (PROFILE, None):
-        feedback = Run(response, Wish(), restarts, nothing).loop.feedback
-        np.testing.assert_array_equal(feedback.spread, cautious_feedback(SCHEDULE[:-1]).spread)
+    apart = plan_for(Wish(2.0), replace(UNANSWERED, tables=tables))
+    pooled = plan_for(Wish(2.0), with_answers(UNANSWERED, 2 * one, np.sqrt(1.0 + (0.5**2 + 1.5**2) / 2)))
+    assert apart.predicted_error == pytest.approx(pooled.predicted_error, rel=1e-9)
+    assert apart.misses == pytest.approx(pooled.misses, rel=1e-9)
 
 
-def test_a_model_that_answers_more_is_predicted_to_err_more_and_corrected_less() -> None:
+def test_where_no_answer_was_measured_a_cautious_one_is_expected_with_a_note() -> None:
+    unmeasured = plan_for(Wish(2.0), UNANSWERED)
+    assert [note for note in unmeasured.notes if "how errors grow was not measured (ERTA Profile does)" in note]
+    cautious = cautious_feedback(SCHEDULE[:-1])
+    same = plan_for(Wish(2.0), with_answers(UNANSWERED, cautious.gain, cautious.spread))
+    assert (unmeasured.predicted_error, unmeasured.misses) == (same.predicted_error, same.misses)
+    assert unmeasured.predicted_error[0] > plan_for(Wish(2.0)).predicted_error[0]
+    assert plan_for(Wish(2.0)).notes == ()
+
+
+def test_a_model_that_answers_more_is_predicted_to_err_more() -> None:
     calm, lively = (plan_for(Wish(2.0), with_answers(PROFILE, np.zeros(24), c / SCHEDULE[:-1])) for c in (0.1, 5.0))
     assert lively.predicted_error[0] > 1.5 * calm.predicted_error[0]
-    loop = Run(euler_response(SCHEDULE), Wish(), frozenset({0}), PROFILE).loop
-    sums = []
-    for c in (0.1, 5.0):
-        answering = replace(loop, feedback=Feedback(np.zeros(24), c / SCHEDULE[:-1]))
-        sums.append(np.abs(answering.shape(calm.compute, None, True).corrections).sum())
-    assert sums[1] < 0.8 * sums[0]
+    assert max(lively.misses) > max(calm.misses)
+
+
+def test_what_an_answer_to_errors_drowns_is_taken_back() -> None:
+    """Then the output that ends a gap tells nothing new: a correction of -1 leaves the prediction in its place."""
+    loop = Run(euler_response(SCHEDULE), Wish(2.0), frozenset({0}), PROFILE).loop
+    compute = even(24, 12, frozenset())
+    first = [i for i in range(2, 24) if compute[i] and not compute[i - 1]][0]
+    for size, expected in [(1e4, -1.0), (0.0, None)]:
+        answering = replace(loop, feedback=Feedback(np.zeros(24), np.full(24, size)))
+        correction = answering.shape(compute, None, True).corrections[first]
+        assert (correction == pytest.approx(-1.0, abs=1e-3)) == (expected is not None)
+
+
+# What the check compares with
+
+
+def test_misses_are_what_recorded_runs_miss_and_a_little_more_for_there_are_few() -> None:
+    """The largest over the runs, of what was computed at the end of each gap, widened by 1 + 1 / T."""
+    plan = plan_for(Wish(2.0, corrector=False))
+    expected = np.zeros(24)
+    for run in range(3):
+        features = trajectory(run)(SCHEDULE[:-1])
+        replay = Replay(plan)
+        for i, feature in enumerate(features):
+            if not plan.compute[i]:
+                replay.predict(i, "guided")
+                continue
+            if i and not plan.compute[i - 1]:
+                line_there = predicted_at(plan, features, i)
+                expected[i] = max(expected[i], np.linalg.norm(feature - line_there) / np.linalg.norm(feature))
+            replay.observe(i, "guided", torch.from_numpy(feature))
+    ends = expected > 0
+    assert ends.sum() >= 6
+    np.testing.assert_allclose(np.array(plan.misses)[ends], expected[ends] * (1 + 1 / 3), rtol=1e-5)
+    assert not np.array(plan.misses)[~ends].any()
+
+
+def predicted_at(plan: Plan, features: np.ndarray, i: int) -> np.ndarray:
+    known = histories(plan.compute, plan.restarts)[i]
+    coefficients = plan.coefficients[i]
+    return np.sum([c * features[k] for c, k in zip(coefficients, known, strict=False)], axis=0) + plan.offsets[i]
+
+
+@pytest.mark.parametrize("wish", [Wish(2.0, check=False), Wish(2.0, mode="paper")], ids=["switched off", "paper"])
+def test_without_the_check_nothing_is_compared(wish: Wish) -> None:
+    assert not any(plan_for(wish).misses)
+    assert any(plan_for(Wish(2.0)).misses)
+    assert not any(plan_for(Wish(2.0), profile=None).misses)
 
 
 @pytest.mark.parametrize("predictor", ["auto", "hold", "linear"])
