@@ -20,7 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from ..erta import gaps, planner
+from ..erta import planner
 from ..erta.loop import Feedback
 from ..erta.plan import Wish
 from ..erta.profile import Profile
@@ -182,8 +182,7 @@ def parts(config: Config, prompts: int) -> Iterator[Line]:
         return Feedback(np.zeros(len(sigmas)), np.zeros(len(sigmas)))
 
     without: dict[str, tuple[object, str, object]] = {
-        "default": (gaps, "POWER", gaps.POWER),
-        "mean square over runs": (gaps, "POWER", 2.0),
+        "default": (planner, "cautious_feedback", planner.cautious_feedback),
         "answers to errors not foreseen": (planner, "cautious_feedback", nothing),
     }
     for steps in (50, 20):
