@@ -6,6 +6,7 @@ Everything here is arithmetic on small tables: a tenth of a second, deterministi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -69,11 +70,15 @@ def make_plan(
         count = "" if profile is None else profile.evaluations
         notes.append(f"the profile's {count} evaluations are resampled over sigma to this run's {run.count}")
     compute = _choose(run, notes)
+    held = run.held()
+    if held and _worst(held, other := _choose(held, [])) < _worst(run, compute):
+        run, compute = held, other
+        notes.append("held and not corrected: of so few evaluations less error is to be expected that way")
     moved = _adjust(schedule, run, compute, notes)
     if len(moved):
         elsewhere = respond(moved)
         if restarts_at(elsewhere.sigmas, edges) == restarts:
-            run = Run(elsewhere, wish, restarts, profile)
+            run = Run(elsewhere, wish, restarts, profile, (run.predictor, run.corrector))
         else:
             moved = np.empty(0)
             notes.append("adjusted sigmas would cross the edge of a conditioning elsewhere: nominal sigmas kept")
@@ -83,7 +88,15 @@ def make_plan(
 class Run:
     """What is known of the run to plan: the sampler's response, the wish, and the profile on the run's own sigmas."""
 
-    def __init__(self, response: Response, wish: Wish, restarts: frozenset[int], profile: Profile | None) -> None:
+    def __init__(
+        self,
+        response: Response,
+        wish: Wish,
+        restarts: frozenset[int],
+        profile: Profile | None,
+        choice: tuple[str, bool] | None = None,
+    ) -> None:
+        """choice: of predictor and corrector, instead of the wish's own."""
         self.response, self.wish, self.restarts = response, wish, restarts
         self.count = response.evaluations
         self.profile = None if profile is None else profile.resampled(response.sigmas)
@@ -92,7 +105,7 @@ class Run:
         # Plans are made for a cautious answer to errors: they do as well as those made for the measured one, and do
         # not rest on what was measured in one run. What to expect of them is told by the measured one.
         self.loop = Loop(response, self._grams(), cautious_feedback(response.sigmas), restarts)
-        self.predictor, self.corrector = wish.choice(profile is not None, response.stochastic)
+        self.predictor, self.corrector = choice or wish.choice(profile is not None, response.stochastic)
 
     def _grams(self) -> np.ndarray:
         """(T, M + 1, M + 1) in units of the final latent's mean square."""
@@ -102,21 +115,32 @@ class Run:
         grams: np.ndarray = profile_grams(self.profile) / squares[:, None, None]
         return grams
 
+    def held(self) -> Run | None:
+        """The same with features held and nothing else, which amplifies no error; None where that is not left open."""
+        if self.profile is None or self.predictor != "fitted" or not self.corrector:
+            return None
+        held = copy(self)
+        held.predictor, held.corrector = "hold", False
+        return held
+
     def expect(self, compute: Schedule, shape: Shape) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """What recorded runs let expect of a plan: a Plan's ``predicted_error`` and ``misses``."""
         if self.profile is None:
             return (), (0.0,) * self.count
-        measured = Loop(self.response, self.loop.grams, self._feedback(self.profile), self.restarts)
-        found = measured.follow(compute, shape)
+        found = self.follow(compute, shape)
         relative = np.minimum(np.sqrt(found.squares), MAX_ERROR)
         # The worst of few runs says less about the next one.
         wider = 1.0 + 1.0 / len(self.loop.grams)
         misses = np.minimum(wider * np.array(found.misses), MAX_ERROR) if self.wish.checks else np.zeros(self.count)
         return rounded([np.median(relative), relative.max()]), rounded(misses)
 
-    def _feedback(self, profile: Profile) -> Feedback:
+    def follow(self, compute: Schedule, shape: Shape) -> Shape:
+        """What becomes of a plan where the model answers as it was measured to."""
+        return Loop(self.response, self.loop.grams, self._feedback(), self.restarts).follow(compute, shape)
+
+    def _feedback(self) -> Feedback:
         """Pooled over the runs in which it was measured, squares by squares as errors add up."""
-        answered = [table for table in profile.tables if table.answered]
+        answered = [table for table in self.profile.tables if table.answered] if self.profile else []
         if not answered:
             return self.loop.feedback
         gains = np.stack([table.gain for table in answered])
@@ -214,6 +238,11 @@ def _search(run: Run, computed: int, required: frozenset[int], notes: list[str])
     if 0 < run.wish.max_gap < longest:
         notes.append(f"with {computed} computed the longest gap cannot be {run.wish.max_gap}: it is {longest}")
     return found
+
+
+def _worst(run: Run, compute: Schedule) -> float:
+    """The largest squared error that is expected of a schedule, over the recorded runs."""
+    return float(run.follow(compute, run.shape(compute)).squares.max())
 
 
 def _adjust(schedule: np.ndarray, run: Run, compute: Schedule, notes: list[str]) -> np.ndarray:

@@ -229,12 +229,10 @@ def test_nothing_to_leave_out_costs_nothing() -> None:
     assert gap_costs(loop_of(recorded()), [], None, True) == {}
 
 
-def test_cost_over_runs_lies_between_their_mean_and_the_largest() -> None:
+def test_cost_over_runs_is_their_mean() -> None:
     loop = loop_of(recorded())
     keys = possible_gaps(COUNT, 6, {0}, {0})
     each = [gap_costs(replace(loop, grams=gram[None]), keys, 0.0, False) for gram in loop.grams]
+    assert each[0] != each[1]
     for key, cost in gap_costs(loop, keys, 0.0, False).items():
-        squares = [costs[key] for costs in each]
-        assert np.mean(squares) < cost < max(squares)
-    alike = replace(loop, grams=loop.grams[[0, 0, 0]])
-    np.testing.assert_allclose(list(gap_costs(alike, keys, 0.0, False).values()), list(each[0].values()), rtol=1e-9)
+        assert cost == pytest.approx(np.mean([costs[key] for costs in each]), rel=1e-9)

@@ -10,7 +10,7 @@ import pytest
 
 from ertacache.erta.loop import MAX_CORRECTION, MAX_SLOPE, Feedback, Loop, Shape
 from ertacache.erta.planner import euler_response
-from ertacache.erta.predictors import Affine, History, Prediction, Predictor, hold, line
+from ertacache.erta.predictors import Affine, Predictor, hold, line
 from ertacache.erta.response import Response
 from ertacache.erta.schedules import Schedule, histories
 

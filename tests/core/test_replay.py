@@ -181,7 +181,7 @@ def test_streams_do_not_see_each_other() -> None:
 
 
 # Every other evaluation is held; each computed one tells how far that was off.
-HELD = plan_of("1010101010", {i: (1.0,) for i in range(1, 10)}, misses={i: 0.1 for i in range(2, 10, 2)})
+HELD = plan_of("1010101010", dict.fromkeys(range(1, 10), (1.0,)), misses=dict.fromkeys(range(2, 10, 2), 0.1))
 
 
 def kinds(replay: Replay, values: list[float]) -> str:
