@@ -26,7 +26,7 @@ class Rehearsal:
         self._response = response
         self._features = features
         self._off: dict[str, list[Tensor]] = {}
-        self._answers: dict[str, list[tuple[int, float, float]]] = {}
+        self._answers: dict[str, list[tuple[int, float, float]]] = {key: [] for key in features}
 
     def predict(self, i: int, key: str) -> Tensor | None:
         predicted = self._replay.predict(i, key)
@@ -61,9 +61,11 @@ class Rehearsal:
         At a position error delta the output changes by ``gain delta`` plus something across it of the mean square
         ``spread^2 |delta|^2``; between the evaluations at which both are known they are interpolated.
         """
-        return tuple(self._with(table, found) for table, found in zip(tables, self._answers.values(), strict=False))
+        return tuple(self._with(table, found) for table, found in zip(tables, self._answers.values(), strict=True))
 
     def _with(self, table: Table, found: list[tuple[int, float, float]]) -> Table:
+        if not found:
+            return table
         places, gains, sizes = np.array(found).T
         every = np.arange(table.sigmas.size)
         spread = np.sqrt(np.maximum(sizes - gains**2, 0.0))
@@ -82,4 +84,4 @@ class Rehearsal:
         length = float(delta.dot(delta))
         if length > 0.0:
             answer, size = float(delta.dot(change.double())) / length, float(change.double().square().sum()) / length
-            self._answers.setdefault(key, []).append((i, answer, size))
+            self._answers[key].append((i, answer, size))

@@ -188,10 +188,11 @@ def test_small_profile_has_golden_bytes() -> None:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     assert header["__metadata__"] == {"format": "ertacache.profile", "version": "1", "measured": MEASURED.to_json()}
-    # gram 2 * 6 * 8, l1 2 * 3 * 4, sigmas, norm1, mean 2 * 3 * 8 each, latent_rms, run, stream, elements 2 * 8 each
-    assert len(data) - 8 - length == 96 + 24 + 3 * 48 + 4 * 16
+    # gram 2 * 6 * 8, l1 2 * 3 * 4, sigmas, norm1, mean 2 * 3 * 8 each, gain, spread 2 * 3 * 8 each,
+    # latent_rms, run, stream, elements 2 * 8 each
+    assert len(data) - 8 - length == 96 + 24 + 3 * 48 + 2 * 48 + 4 * 16
     # A change of these digits is a change of the format: files made before can no longer be told apart by digest.
-    assert hashlib.sha256(data).hexdigest() == "2bb8f020858e47d384f5ced0f65a083a90d04df4d83f15d1032a94b2d74142b2"
+    assert hashlib.sha256(data).hexdigest() == "de4d72e799397b45851f0dd5ce7b376e03b37c8ddbf4b61824baa52d62b922c4"
 
 
 def test_file_is_read_by_safetensors_itself(tmp_path) -> None:
