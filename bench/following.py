@@ -54,7 +54,7 @@ class Following:
         if len(sigmas) != len(self.compute):
             raise ValueError(f"a schedule of {len(self.compute)} evaluations for a run of {len(sigmas)}")
         nothing = (0.0,) * len(sigmas)
-        plan = Plan(Wish(level=self.level), sigmas, self.compute, self.coefficients, nothing, nothing)
+        plan = Plan(Wish(level=self.level), sigmas, self.compute, self.coefficients, nothing, nothing, misses=nothing)
         return Start(Replay(plan), self.level, sigmas, plan)
 
     def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:

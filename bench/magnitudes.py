@@ -34,6 +34,7 @@ class Magnitudes:
 
     ratios: dict[str, list[float]] = field(default_factory=dict)
     cache_bytes: int = 0
+    notes: tuple[str, ...] = ()
     _norms: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def predict(self, i: int, key: str) -> None:
