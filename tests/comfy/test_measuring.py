@@ -1,0 +1,140 @@
+"""ERTA Profile's measurement and what a run compares with it, in a real ComfyUI."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ertacache.erta.plan import Wish, plan_from_json, plan_to_json
+from ertacache.erta.planner import MIN_EVALUATIONS
+from ertacache.erta.profile import Profile
+
+STEPS = 12
+
+
+def measured(wan, sample, runs=2, level="output", **sampling):
+    """(profile, latents in the order in which they were rendered, reports)"""
+    from ertacache.comfy_erta.measuring import measure_profile
+
+    latents, reports = [], []
+
+    def render(model, run):
+        latents.append(sample(model, seed=20 + run, **sampling))
+
+    return measure_profile(wan, render, runs, level, "simple", reports.append), latents, reports
+
+
+def unlike(report) -> list[str]:
+    return [note for note in report.notes if "unlike the profiled runs" in note]
+
+
+@pytest.fixture(scope="module")
+def profile(wan, sample) -> Profile:
+    return measured(wan, sample)[0]
+
+
+def test_runs_are_full_renders_bit_for_bit_and_the_rehearsal_is_half_of_one(wan, sample):
+    _, latents, reports = measured(wan, sample)
+    assert [report.computed for report in reports] == [STEPS, STEPS // 2, STEPS]
+    for latent, seed in ((latents[0], 20), (latents[2], 21)):
+        assert torch.equal(latent, sample(seed=seed))
+    assert not torch.equal(latents[1], latents[0]), "the rehearsal is a cached run of the first"
+    assert any("answer to errors measured" in note for note in reports[1].notes)
+
+
+def test_the_first_run_knows_how_the_model_answers(profile):
+    first, second = profile.tables
+    assert first.answered and not second.answered
+    assert np.isfinite(first.gain).all() and np.isfinite(first.spread).all()
+    assert (first.spread > 0.0).all() and np.abs(first.gain).max() > 0.0
+
+
+def test_measuring_twice_gives_the_same_profile(wan, sample, profile):
+    assert measured(wan, sample)[0].to_bytes() == profile.to_bytes()
+
+
+@pytest.mark.parametrize("changed", [{"level": "blocks"}, {"steps": MIN_EVALUATIONS - 1}], ids=["blocks", "few steps"])
+def test_where_no_answer_can_be_measured_there_is_no_rehearsal(wan, sample, changed):
+    found, latents, reports = measured(wan, sample, **changed)
+    assert len(latents) == len(reports) == 2
+    assert not any(table.answered for table in found.tables)
+
+
+def test_a_run_that_cannot_be_recorded_is_told_with_the_reason(wan, sample):
+    from ertacache.comfy_erta.measuring import ProfileIncomplete
+
+    with pytest.raises(ProfileIncomplete, match=r"^0 of 2 runs were measured\. .*euler_cfg_pp"):
+        measured(wan, sample, sampler_name="euler_cfg_pp")
+
+
+@pytest.mark.parametrize("stop_at", [0, STEPS, STEPS + 4], ids=["first run", "rehearsal begins", "in the rehearsal"])
+def test_cancel_while_measuring_leaves_the_model_as_it_was(wan, sample, stop_at):
+    import comfy.model_management as management
+    from comfy.patcher_extension import WrappersMP
+
+    calls = []
+
+    def cancel(executor, x, timestep, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > stop_at:
+            raise management.InterruptProcessingException()
+        return executor(x, timestep, *args, **kwargs)
+
+    model = wan.clone()
+    # Registered first is outermost: it also sees what is reused.
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "cancel", cancel)
+    with pytest.raises(management.InterruptProcessingException):
+        measured(model, sample)
+    assert len(calls) == stop_at + 1
+    model.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, "cancel")
+    assert torch.equal(sample(model), sample())
+
+
+def followed(wan, sample, store, profile, seed=20, **more):
+    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.tasks import Caching
+
+    reports = []
+    sample(attach(wan, Caching(Wish(speed=2.0), store, reports.append, profile, **more)), seed=seed)
+    return reports[0]
+
+
+@pytest.fixture
+def store(comfy_pack, tmp_path):
+    from ertacache.comfy_erta.store import Store
+
+    return Store(tmp_path / "profiles")
+
+
+def test_a_run_like_the_profiled_ones_costs_no_evaluation_on_top(wan, sample, store, profile):
+    for seed in (20, 21):
+        report = followed(wan, sample, store, profile, seed)
+        assert report.computed == STEPS // 2
+        assert not unlike(report)
+
+
+def test_a_run_unlike_them_is_computed_more_with_one_line(wan, sample, store, profile):
+    """Unlike by what the plan expects: next to nothing."""
+    plan = plan_from_json(followed(wan, sample, store, profile).plan)
+    wary = replace(plan, misses=tuple(1e-6 * miss for miss in plan.misses))
+    report = followed(wan, sample, store, profile, carried=plan_to_json(wary))
+    assert report.computed > plan.computed
+    assert len(unlike(report)) == 1
+    assert f"{report.computed - plan.computed} computed on top of the plan" in unlike(report)[0]
+
+
+def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(wan, sample, store, profile):
+    """On random weights, which answer errors differently from any trained model."""
+    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.tasks import Caching
+
+    reports, errors = [], []
+    for seed in (20, 21):
+        model = attach(wan, Caching(Wish(speed=2.0), store, reports.append, profile))
+        full = sample(seed=seed)
+        errors.append(float((sample(model, seed=seed) - full).norm() / full.norm()))
+    predicted = plan_from_json(reports[0].plan).predicted_error[0]
+    assert np.median(errors) / 3 < predicted < 3 * np.median(errors)
