@@ -630,10 +630,10 @@ def test_where_few_evaluations_would_amplify_errors_they_are_held_with_a_note(sp
     schedule = flow(10)
     lively = with_answers(profile_at(schedule[:-1]), np.zeros(10), 4.0 / schedule[:-1])
     plan, held = (plan_for(w, lively, schedule) for w in (Wish(speed), Wish(speed, predictor="hold", corrector=False)))
-    chosen = (plan.compute, plan.coefficients, plan.corrections) == (held.compute, held.coefficients, held.corrections)
+    chosen = terms(plan) == {1} and not any(plan.corrections)
     assert chosen == (speed == 4.0)
     assert ["held and not corrected" in note for note in plan.notes] == [True] * chosen
-    assert (plan.predicted_error[1] < held.predicted_error[1]) != chosen
+    assert plan.predicted_error[1] < 1.1 * held.predicted_error[1]
     assert plan.wish == Wish(speed), "which is what is asked again when a workflow brings the plan along"
 
 
