@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from ertacache.erta import recorder as recorder_module
 from ertacache.erta.plan import Plan, Wish
 from ertacache.erta.planner import euler_response, make_plan
 from ertacache.erta.profile import Table
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.rehearsal import Rehearsal
+from ertacache.erta.response import Response, probe
 
 COUNT, SIZE = 12, 4000
 SCHEDULE = 8.0 * np.linspace(1.0, 0.0, COUNT + 1) / (1.0 + 7.0 * np.linspace(1.0, 0.0, COUNT + 1))
@@ -130,3 +135,246 @@ def test_a_feature_that_was_not_recorded_ends_the_measurement_there(missing: int
             rehearsal.observe(i, "guided", feature + 1.0)
     (table,) = rehearsal.answered(tables)
     assert table.answered == (missing == 3)
+
+
+# Runs that are really stepped: two latents in float64, where the code under test only knows the sampler's response
+
+Tensor = torch.Tensor
+Derive = Callable[[Tensor, float], Tensor]
+Sampler = Callable[[Derive, Tensor], Tensor]
+
+
+def steps() -> list[tuple[float, float]]:
+    return list(zip(SCHEDULE[:-1].tolist(), SCHEDULE[1:].tolist(), strict=True))
+
+
+def euler(derive: Derive, x: Tensor) -> Tensor:
+    for now, then in steps():
+        x = x + (then - now) * derive(x, now)
+    return x
+
+
+def heun(derive: Derive, x: Tensor) -> Tensor:
+    for now, then in steps():
+        d = derive(x, now)
+        if then > 0.0:
+            d = (d + derive(x + (then - now) * d, then)) / 2
+        x = x + (then - now) * d
+    return x
+
+
+def two_step(derive: Derive, x: Tensor) -> Tensor:
+    before = None
+    for now, then in steps():
+        d = derive(x, now)
+        x = x + (then - now) * (d if before is None else 1.5 * d - 0.5 * before)
+        before = d
+    return x
+
+
+def response_of(sampler: Sampler) -> Response:
+    return probe(lambda denoise, x: sampler(lambda x, sigma: (x - denoise(x, torch.tensor([sigma]))) / sigma, x))
+
+
+class Answering:
+    """A model of known answers at some streams, recorded once and then run again with a plan.
+
+    answers: per stream gain and spread, (M,) each. What is recorded is a curve in sigma and another in the evaluation.
+    """
+
+    def __init__(
+        self, sampler: Sampler, answers: dict[str, tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...] = (SIZE,)
+    ) -> None:
+        self.sampler, self.answers, self.shape = sampler, answers, shape
+        self.response = response_of(sampler)
+        generator = torch.Generator().manual_seed(3)
+        self.parts = torch.randn(len(answers), 3, *shape, generator=generator, dtype=torch.float64)
+        self.noise = torch.Generator().manual_seed(4)
+        self.recorder = Recorder(self.response.sigmas)
+        self.positions: dict[str, list[Tensor]] = {}
+        self.told: dict[str, list[int]] = {key: [] for key in answers}
+        for key in answers:
+            self.positions[key] = []
+            sampler(lambda x, sigma, key=key: self.record(key, x, sigma), torch.zeros(shape, dtype=torch.float64))
+
+    def feature(self, key: str, i: int, sigma: float) -> Tensor:
+        start, drift, bend = self.parts[list(self.answers).index(key)]
+        return start + sigma * drift + float(np.sin(4 * sigma + 0.1 * i)) * bend
+
+    def record(self, key: str, x: Tensor, sigma: float) -> Tensor:
+        i = len(self.positions[key])
+        self.positions[key].append(x)
+        return self.recorder.observe(i, key, self.feature(key, i, sigma))
+
+    def compute(self, key: str, i: int, x: Tensor, sigma: float) -> Tensor:
+        gain, spread = (values[i] for values in self.answers[key])
+        off = x - self.positions[key][i]
+        size = torch.linalg.vector_norm(off)
+        if not size > 0.0:
+            return self.feature(key, i, sigma)
+        self.told[key].append(i)
+        new = torch.randn(self.shape, generator=self.noise, dtype=torch.float64)
+        new -= off * ((off * new).sum() / size**2)
+        return self.feature(key, i, sigma) + gain * off + spread * size * new / torch.linalg.vector_norm(new)
+
+    def plan(self) -> Plan:
+        # As comfy_erta.measuring makes it.
+        return make_plan(SCHEDULE, lambda schedule: self.response, None, Wish(2.0, mode="paper", predictor="hold"))
+
+    def rehearse(self, plan: Plan) -> tuple[Table, ...]:
+        tables = self.recorder.tables(0, 1.0)
+        rehearsal = Rehearsal(plan, self.response, self.recorder.features())
+        for key in self.answers:
+            evaluations = iter(range(self.response.evaluations))
+
+            def derive(x: Tensor, sigma: float, key: str = key, evaluations: Iterator[int] = evaluations) -> Tensor:
+                i = next(evaluations)
+                used = rehearsal.predict(i, key)
+                return rehearsal.observe(i, key, self.compute(key, i, x, sigma)) if used is None else used.double()
+
+            self.sampler(derive, torch.zeros(self.shape, dtype=torch.float64))
+        return rehearsal.answered(tables)
+
+
+def curves(count: int, phase: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Another gain of either sign and another spread at each evaluation."""
+    places = np.arange(count)
+    return 1.5 * np.cos(1.0 + 0.7 * places + phase), 1.2 + np.sin(2.0 * places + phase)
+
+
+def assert_found(table: Table, answer: tuple[np.ndarray, np.ndarray], told: list[int]) -> None:
+    gain, spread = answer
+    np.testing.assert_allclose(table.gain[told], gain[told], atol=1e-4)
+    np.testing.assert_allclose(table.spread[told], spread[told], atol=1e-4)
+
+
+SAMPLERS: list[Sampler] = [euler, heun, two_step]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_gain_and_spread_of_every_computed_evaluation_are_found_whatever_the_sampler(sampler: Sampler) -> None:
+    answer = curves(response_of(sampler).evaluations)
+    model = Answering(sampler, {"guided": answer})
+    plan = model.plan()
+    (table,) = model.rehearse(plan)
+    told = model.told["guided"]
+    assert len(told) >= 4
+    assert told == [i for i, computed in enumerate(plan.compute) if computed and not all(plan.compute[:i])]
+    assert_found(table, answer, told)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_gain_alone_leaves_no_spread_and_spread_alone_no_gain(sampler: Sampler) -> None:
+    gain, spread = curves(response_of(sampler).evaluations)
+    for answer in ((gain, 0 * spread), (0 * gain, spread)):
+        model = Answering(sampler, {"guided": answer})
+        (table,) = model.rehearse(model.plan())
+        told = model.told["guided"]
+        assert len(told) >= 4
+        np.testing.assert_allclose(table.gain[told], answer[0][told], atol=1e-4)
+        # The rounding of float32, in which features are kept, is a spread of its own.
+        np.testing.assert_allclose(table.spread[told], answer[1][told], atol=1e-3)
+
+
+def test_the_error_of_the_latent_is_that_of_what_the_sampler_was_handed() -> None:
+    """A correction moves the latent as well: without it the error would be another, and with it the gain."""
+    answer = curves(COUNT)
+    model = Answering(euler, {"guided": answer})
+    plan = model.plan()
+    ends = [i > 0 and plan.compute[i] and not plan.compute[i - 1] for i in range(COUNT)]
+    assert sum(ends) >= 4
+    corrected = replace(
+        plan,
+        corrections=tuple(0.7 if end else 0.0 for end in ends),
+        coefficients=tuple((1.0,) if end else row for end, row in zip(ends, plan.coefficients, strict=True)),
+    )
+    (table,) = model.rehearse(corrected)
+    assert_found(table, answer, model.told["guided"])
+
+
+def test_each_stream_gets_its_own_answer_in_the_order_of_the_tables() -> None:
+    answers = {"uncond": curves(COUNT), "cond": curves(COUNT, phase=2.0)}
+    model = Answering(euler, answers)
+    plan = model.plan()
+    tables = model.rehearse(plan)
+    assert [table.stream for table in tables] == [0, 1]
+    for table, (key, answer) in zip(tables, answers.items(), strict=True):
+        assert_found(table, answer, model.told[key])
+    between = [i for i in range(COUNT) if i not in model.told["cond"]]
+    places = model.told["cond"]
+    np.testing.assert_allclose(tables[1].spread[between], np.interp(between, places, tables[1].spread[places]))
+
+
+def test_a_stream_that_was_not_rendered_again_leaves_its_table_alone() -> None:
+    tables, kept = recorded(("cond", "uncond"))
+    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    for i, feature in enumerate(RECORDED):
+        if rehearsal.predict(i, "uncond") is None:
+            rehearsal.observe(i, "uncond", feature + 1.0)
+    cond, uncond = rehearsal.answered(tables)
+    assert cond is tables[0]
+    assert uncond.answered
+
+
+def test_all_but_the_answer_is_left_as_it_was_recorded() -> None:
+    (before,), _ = recorded()
+    after = rehearsed(0.4, 1.5)
+    for name in ("run", "stream", "elements", "latent_rms"):
+        assert getattr(after, name) == getattr(before, name)
+    for name in ("sigmas", "gram", "l1", "norm1", "mean"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+
+
+def test_tables_of_another_number_of_streams_are_refused() -> None:
+    tables, _ = recorded(("cond", "uncond"))
+    _, kept = recorded()
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        Rehearsal(PLAN, RESPONSE, kept).answered(tables)
+
+
+def test_a_batch_of_any_shape_is_one_list_of_numbers() -> None:
+    answer = curves(COUNT)
+    model = Answering(euler, {"guided": answer}, shape=(2, 3, 5, 7, 11))
+    (table,) = model.rehearse(model.plan())
+    assert table.elements == 2 * 3 * 5 * 7 * 11
+    assert_found(table, answer, model.told["guided"])
+
+
+def test_a_large_latent_is_measured_on_the_sample_that_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 9th element tells the same to what chance allows: 1 / sqrt(number) of elements."""
+    monkeypatch.setattr(recorder_module, "SAMPLE", 10_000)
+    gain, spread = curves(COUNT)
+    model = Answering(euler, {"guided": (gain, spread)}, shape=(90_000,))
+    (table,) = model.rehearse(model.plan())
+    told = model.told["guided"]
+    assert table.elements == 10_000
+    np.testing.assert_allclose(table.gain[told], gain[told], atol=0.1)
+    np.testing.assert_allclose(table.spread[told], spread[told], rtol=0.05, atol=0.05)
+
+
+def test_what_was_never_recorded_is_let_through() -> None:
+    """Evaluations after the last one, and streams that came up only now."""
+    tables, kept = recorded()
+    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    for i in (*range(COUNT), COUNT, COUNT + 1):
+        for key in ("guided", "new"):
+            feature = RECORDED[min(i, COUNT - 1)] + 1.0
+            used = rehearsal.predict(i, key)
+            assert used is None or not PLAN.compute[i]
+            if used is None:
+                assert rehearsal.observe(i, key, feature) is feature
+    (table,) = rehearsal.answered(tables)
+    assert table.answered
+
+
+def test_a_closed_rehearsal_still_has_its_answers() -> None:
+    tables, kept = recorded()
+    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    for i, feature in enumerate(RECORDED):
+        if rehearsal.predict(i, "guided") is None:
+            rehearsal.observe(i, "guided", feature + 1.0)
+    (before,) = rehearsal.answered(tables)
+    rehearsal.close()
+    (after,) = rehearsal.answered(tables)
+    assert after.answered
+    np.testing.assert_array_equal(after.spread, before.spread)
