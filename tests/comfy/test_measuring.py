@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +29,25 @@ def measured(wan, sample, runs=2, level="output", **sampling):
     return measure_profile(wan, render, runs, level, "simple", reports.append), latents, reports
 
 
+def forwards(model) -> list[int]:
+    """Grows by one each time the model itself is asked."""
+    from comfy.patcher_extension import WrappersMP
+
+    calls: list[int] = []
+
+    def count(executor, *args, **kwargs):
+        calls.append(len(calls))
+        return executor(*args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", count)
+    return calls
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+
 def unlike(report) -> list[str]:
     return [note for note in report.notes if "unlike the profiled runs" in note]
 
@@ -43,6 +64,21 @@ def test_runs_are_full_renders_bit_for_bit_and_the_rehearsal_is_half_of_one(wan,
         assert torch.equal(latent, sample(seed=seed))
     assert not torch.equal(latents[1], latents[0]), "the rehearsal is a cached run of the first"
     assert any("answer to errors measured" in note for note in reports[1].notes)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "dpmpp_2m_sde"])
+def test_a_profile_costs_its_full_runs_and_half_of_one(wan, sample, sampler):
+    """Counted at the model, with samplers of every kind; each full run stays what it would be without."""
+    model = wan.clone()
+    calls = forwards(model)
+    sample(model, sampler_name=sampler)
+    once = len(calls)
+    calls.clear()
+    found, latents, _ = measured(model, sample, sampler_name=sampler)
+    assert len(calls) == 2 * once + round(once / 2)
+    assert found.tables[0].answered
+    assert torch.equal(latents[0], sample(seed=20, sampler_name=sampler))
+    assert torch.equal(latents[2], sample(seed=21, sampler_name=sampler))
 
 
 def test_the_first_run_knows_how_the_model_answers(profile):
@@ -68,6 +104,110 @@ def test_a_run_that_cannot_be_recorded_is_told_with_the_reason(wan, sample):
 
     with pytest.raises(ProfileIncomplete, match=r"^0 of 2 runs were measured\. .*euler_cfg_pp"):
         measured(wan, sample, sampler_name="euler_cfg_pp")
+
+
+def test_a_later_run_that_cannot_be_recorded_is_told_by_how_many_were(wan, sample):
+    """The second run, after the rehearsal, with another sampler than the first."""
+    from ertacache.comfy_erta.measuring import ProfileIncomplete, measure_profile
+
+    def render(model, run):
+        sample(model, seed=20 + run, sampler_name="euler" if run == 0 else "dpm_adaptive")
+
+    with pytest.raises(ProfileIncomplete, match=r"^1 of 2 runs were measured\. everything computed: how often"):
+        measure_profile(wan, render, 2, "output", "simple", lambda report: None)
+
+
+def test_a_rehearsal_that_goes_elsewhere_measures_nothing_and_says_so(wan, sample, monkeypatch):
+    from ertacache.comfy_erta import measuring
+
+    begin = measuring.Rehearsing.begin
+
+    def astray(self, setting):
+        start = begin(self, setting)
+        return replace(start, sigmas=(*start.sigmas[:4], *(0.9 * sigma for sigma in start.sigmas[4:])))
+
+    monkeypatch.setattr(measuring.Rehearsing, "begin", astray)
+    found, latents, reports = measured(wan, sample)
+    assert found.runs == 2 and not any(table.answered for table in found.tables)
+    assert "answer to errors not measured: the run did not go as foreseen" in reports[1].notes
+    assert torch.equal(latents[2], sample(seed=21))
+
+
+def nodes_profile(wan, conds, name="kept", **changed):
+    """What ERTA Profile gives out; its latent is 12 steps of seed 20."""
+    node = importlib.import_module("ertacache.nodes.profiling").ERTAProfile
+    given = {"seed": 20, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    latent = {"samples": torch.zeros(1, 16, 2, 4, 4)}
+    links = {"positive": conds[0], "negative": conds[1], "latent_image": latent}
+    return node.execute(wan, runs=2, name=name, **{**given, **links, **changed})
+
+
+@pytest.fixture
+def kept_here(store, monkeypatch):
+    """The store that the nodes keep their profiles in."""
+    monkeypatch.setattr(importlib.import_module("ertacache.nodes.profiling"), "default_store", lambda: store)
+    return store
+
+
+def test_the_node_gives_out_the_first_full_render_and_keeps_the_answer(wan, sample, conds, profile, kept_here):
+    output = nodes_profile(wan, conds)
+    given, latent = output.result
+    assert torch.equal(latent["samples"], sample(seed=20))
+    assert kept_here.names() == ["kept"]
+    kept = kept_here.load("kept")
+    assert kept.digest() == given.digest() == profile.digest()
+    assert [table.answered for table in kept.tables] == [True, False]
+    assert np.array_equal(kept.tables[0].spread, profile.tables[0].spread)
+    assert "answer to errors measured" in output.ui["text"][0]
+    assert "not measured" not in output.ui["text"][0]
+
+
+def test_the_node_says_where_no_answer_was_measured(wan, conds, kept_here):
+    (text,) = nodes_profile(wan, conds, level="blocks").ui["text"]
+    assert "how errors grow was not measured" in text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sampler_name": "dpm_adaptive"},
+        {"steps": 1},
+        pytest.param({"denoise": 0.0}, marks=pytest.mark.xfail(reason="IndexError: no report of a run without steps")),
+    ],
+    ids=["sampler", "one step", "no step"],
+)
+def test_the_node_keeps_nothing_of_runs_that_cannot_be_recorded(wan, conds, kept_here, changed):
+    from ertacache.comfy_erta.measuring import ProfileIncomplete
+
+    with pytest.raises(ProfileIncomplete, match="^0 of 2 runs were measured"):
+        nodes_profile(wan, conds, **changed)
+    assert not kept_here.names()
+
+
+@pytest.mark.parametrize("stop_at", [0, STEPS, STEPS + 4], ids=["first run", "rehearsal begins", "in the rehearsal"])
+def test_cancel_of_the_node_keeps_no_profile_and_no_tensor(wan, conds, kept_here, stop_at):
+    import comfy.model_management as management
+    from comfy.patcher_extension import WrappersMP
+
+    calls = []
+
+    def cancel(executor, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > stop_at:
+            raise management.InterruptProcessingException()
+        return executor(*args, **kwargs)
+
+    model = wan.clone()
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "cancel", cancel)
+    left = []
+    for _ in range(2):  # what is loaded or cached once is there after the first
+        calls.clear()
+        with pytest.raises(management.InterruptProcessingException):
+            nodes_profile(model, conds)
+        assert len(calls) == stop_at + 1
+        left.append(live_tensors())
+    assert left[1] <= left[0]
+    assert not list(kept_here.user_dir.rglob("*"))
 
 
 @pytest.mark.parametrize("stop_at", [0, STEPS, STEPS + 4], ids=["first run", "rehearsal begins", "in the rehearsal"])
