@@ -84,4 +84,5 @@ class Rehearsal:
         length = float(delta.dot(delta))
         if length > 0.0:
             answer, size = float(delta.dot(change.double())) / length, float(change.double().square().sum()) / length
-            self._answers[key].append((i, answer, size))
+            if np.isfinite(answer) and np.isfinite(size):
+                self._answers[key].append((i, answer, size))

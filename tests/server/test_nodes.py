@@ -154,6 +154,7 @@ def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
         json.dumps(shown, allow_nan=False)
     assert f"{STEPS // 2} of {STEPS} evaluations computed" in profiled["sampler"]["text"][0]
     assert "profile mine" in profiled["profile"]["text"][0]
+    assert "answer to errors measured" in profiled["profile"]["text"][0]
 
 
 def test_a_kept_profile_is_loaded_by_its_name(bench: Bench, profiled: dict[str, Any]):
@@ -185,6 +186,35 @@ def test_a_hostile_profile_name_that_comes_by_a_link_is_refused_before_it_render
     assert caught.value.node_id == "profile"
     assert not bench.heard("progress")
     assert bench.files() == before
+
+
+def test_a_profile_gives_out_the_plain_render(bench: Bench):
+    outputs = bench.run(
+        profile=profiling("plain", seed=31),
+        shown=node("SaveLatent", samples=["profile", 1], filename_prefix="nodes"),
+        reference=full(seed=31),
+        kept=save("reference"),
+    )
+    assert torch.equal(bench.latent(outputs, "shown"), bench.latent(outputs, "kept"))
+
+
+def test_a_profile_that_cannot_be_recorded_is_told_and_keeps_nothing(bench: Bench):
+    before = bench.files()
+    with pytest.raises(WorkflowError, match=r"0 of 2 runs were measured\. everything computed: how often") as caught:
+        bench.run(profile=profiling("impossible", sampler_name="dpm_adaptive"))
+    assert caught.value.node_id == "profile"
+    assert bench.files() == before
+
+
+def test_switched_off_the_check_leaves_the_plan_as_it_is(bench: Bench, profiled: dict[str, Any]):
+    """The input of that name arrives in the plan; on the profiled run itself it had nothing to say."""
+    outputs = bench.run(
+        profile=node("ERTALoadProfile", name="mine"), sampler=cached(profile=["profile", 0], check=False), save=save()
+    )
+    watched, unwatched = (json.loads(report(one)["plan"]) for one in (profiled, outputs))
+    assert any(watched["misses"]) and not any(unwatched["misses"])
+    assert watched["compute"] == unwatched["compute"] == report(outputs)["compute"]
+    assert report(profiled)["computed"] == report(outputs)["computed"] == STEPS // 2
 
 
 def test_cancelling_a_profile_keeps_nothing(bench: Bench):
