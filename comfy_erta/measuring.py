@@ -76,7 +76,8 @@ def measure_profile(
         features: list[Features] = []
         render(attach(model, Recording(level, run, keep, report, scheduler, features.append)), run)
         if len(tables) <= run:
-            raise ProfileIncomplete(f"{run} of {runs} runs were measured. {'; '.join(reports[-1].notes)}")
+            why = "; ".join(reports[-1].notes) if reports else "Nothing was sampled: give steps and a denoise above 0."
+            raise ProfileIncomplete(f"{run} of {runs} runs were measured. {why}")
         if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_EVALUATIONS:
             answered: list[tuple[Table, ...]] = []
             render(attach(model, Rehearsing(features.pop(), tables[0], answered.append, report)), run)

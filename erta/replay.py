@@ -61,8 +61,9 @@ class Replay:
             return feature
         miss = feature - predicted
         self._check(i, miss, feature)
-        # What was computed instead of reused left nothing to make up for.
-        return feature + miss * self.plan.corrections[i] if self._reused == i - 1 else feature
+        # What was computed instead of reused left nothing to make up for. The sum may be of a wider dtype.
+        correction = self.plan.corrections[i] if self._reused == i - 1 else 0.0
+        return feature + miss * correction if correction else feature
 
     def _keep(self, i: int, key: str, feature: Tensor) -> None:
         past = self._past.setdefault(key, [])

@@ -378,3 +378,16 @@ def test_a_closed_rehearsal_still_has_its_answers() -> None:
     (after,) = rehearsal.answered(tables)
     assert after.answered
     np.testing.assert_array_equal(after.spread, before.spread)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_answers_that_are_no_numbers_are_left_out(value: float) -> None:
+    """A model that overflows once in half precision must not cost the recording of a whole run."""
+    last = max(i for i in range(COUNT) if PLAN.compute[i])
+    tables, kept = recorded()
+    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    for i, feature in enumerate(RECORDED):
+        if rehearsal.predict(i, "guided") is None:
+            rehearsal.observe(i, "guided", feature * (value if i == last else 1.01))
+    (table,) = rehearsal.answered(tables)
+    assert np.isfinite(table.gain).all() and np.isfinite(table.spread).all()
