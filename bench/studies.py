@@ -181,16 +181,13 @@ def parts(config: Config, prompts: int) -> Iterator[Line]:
     def nothing(sigmas: np.ndarray) -> Feedback:
         return Feedback(np.zeros(len(sigmas)), np.zeros(len(sigmas)))
 
-    without: dict[str, tuple[object, str, object]] = {
-        "default": (planner, "cautious_feedback", planner.cautious_feedback),
-        "answers to errors not foreseen": (planner, "cautious_feedback", nothing),
-    }
+    foreseen = {"default": planner.cautious_feedback, "answers to errors not foreseen": nothing}
     for steps in (50, 20):
         bed = Bed(replace(config, steps=steps), prompts)
         for speed in SPEEDS:
             found = {}
-            for name, (module, attribute, value) in without.items():
-                with patch.object(module, attribute, value):
+            for name, feedback in foreseen.items():
+                with patch.object(planner, "cautious_feedback", feedback):
                     found[name] = bed.planned(Wish(speed), bed.profile)
             cells = {"Steps": str(steps), "Speed": f"{speed:g}x", **{name: str(o) for name, o in found.items()}}
             yield Line(cells, {"steps": steps, "speed": speed, **{name: vars(o) for name, o in found.items()}})

@@ -50,7 +50,7 @@ def gap_costs(loop: Loop, keys: list[Key], slope: float | None, corrector: bool)
     ]
     squares, arriving, amplified = (np.concatenate(found, axis=-1) for found in zip(*parts, strict=True))
     squares += _from_before(loop, gaps, arriving, amplified)
-    # The mean over recorded runs: their largest error, or a high power between the two, found the same schedules.
+    # The mean over recorded runs: a high power of their errors, nearer to the largest, was worth 0.1 dB either way.
     return dict(zip(keys, squares.mean(axis=0).tolist(), strict=True))
 
 

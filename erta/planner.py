@@ -79,7 +79,7 @@ def make_plan(
     if len(moved):
         elsewhere = respond(moved)
         if restarts_at(elsewhere.sigmas, edges) == restarts:
-            run = Run(elsewhere, wish, restarts, profile, (run.predictor, run.corrector))
+            run = Run(elsewhere, wish, restarts, profile).choosing(run.predictor, run.corrector)
         else:
             moved = np.empty(0)
             notes.append("adjusted sigmas would cross the edge of a conditioning elsewhere: nominal sigmas kept")
@@ -89,15 +89,7 @@ def make_plan(
 class Run:
     """What is known of the run to plan: the sampler's response, the wish, and the profile on the run's own sigmas."""
 
-    def __init__(
-        self,
-        response: Response,
-        wish: Wish,
-        restarts: frozenset[int],
-        profile: Profile | None,
-        choice: tuple[str, bool] | None = None,
-    ) -> None:
-        """choice: of predictor and corrector, instead of the wish's own."""
+    def __init__(self, response: Response, wish: Wish, restarts: frozenset[int], profile: Profile | None) -> None:
         self.response, self.wish, self.restarts = response, wish, restarts
         self.count = response.evaluations
         self.profile = None if profile is None else profile.resampled(response.sigmas)
@@ -106,7 +98,8 @@ class Run:
         # Plans are made for a cautious answer to errors: they do as well as those made for the measured one, and do
         # not rest on what was measured in one run. What to expect of them is told by the measured one.
         self.loop = Loop(response, self._grams(), cautious_feedback(response.sigmas), restarts)
-        self.predictor, self.corrector = choice or wish.choice(profile is not None, response.stochastic)
+        self.measured = replace(self.loop, feedback=self._feedback())
+        self.predictor, self.corrector = wish.choice(profile is not None, response.stochastic)
 
     def _grams(self) -> np.ndarray:
         """(T, M + 1, M + 1) in units of the final latent's mean square."""
@@ -120,24 +113,24 @@ class Run:
         """The same with features held and nothing else, which amplifies no error; None where that is not left open."""
         if self.profile is None or self.predictor != "fitted" or not self.corrector:
             return None
-        held = copy(self)
-        held.predictor, held.corrector = "hold", False
-        return held
+        return self.choosing("hold", False)
+
+    def choosing(self, predictor: str, corrector: bool) -> Run:
+        """The same with another predictor and corrector than the wish's own."""
+        other = copy(self)
+        other.predictor, other.corrector = predictor, corrector
+        return other
 
     def expect(self, compute: Schedule, shape: Shape) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """What recorded runs let expect of a plan: a Plan's ``predicted_error`` and ``misses``."""
         if self.profile is None:
             return (), (0.0,) * self.count
-        found = self.follow(compute, shape)
+        found = self.measured.follow(compute, shape)
         relative = np.minimum(np.sqrt(found.squares), MAX_ERROR)
         # The worst of few runs says less about the next one.
         wider = 1.0 + 1.0 / len(self.loop.grams)
         misses = np.minimum(wider * np.array(found.misses), MAX_ERROR) if self.wish.checks else np.zeros(self.count)
         return rounded([np.median(relative), relative.max()]), rounded(misses)
-
-    def follow(self, compute: Schedule, shape: Shape) -> Shape:
-        """What becomes of a plan where the model answers as it was measured to."""
-        return Loop(self.response, self.loop.grams, self._feedback(), self.restarts).follow(compute, shape)
 
     def _feedback(self) -> Feedback:
         """Pooled over the runs in which it was measured, squares by squares as errors add up."""
@@ -243,7 +236,7 @@ def _search(run: Run, computed: int, required: frozenset[int], notes: list[str])
 
 def _worst(run: Run, compute: Schedule) -> float:
     """The largest squared error that is expected of a schedule, over the recorded runs."""
-    return float(run.follow(compute, run.shape(compute)).squares.max())
+    return float(run.measured.follow(compute, run.shape(compute)).squares.max())
 
 
 def _adjust(schedule: np.ndarray, run: Run, compute: Schedule, notes: list[str]) -> np.ndarray:
