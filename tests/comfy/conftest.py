@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -73,3 +74,10 @@ def sample(wan: Any, conds: tuple[list[Any], list[Any]]) -> Sample:
         return result
 
     return call
+
+
+@pytest.fixture
+def store(comfy_pack: ModuleType, tmp_path: Path) -> Any:
+    from ertacache.comfy_erta.store import Store
+
+    return Store(tmp_path / "profiles")

@@ -43,6 +43,24 @@ def forwards(model) -> list[int]:
     return calls
 
 
+def cancelling(model, stop_at: int) -> list[int]:
+    """Grows by one with each evaluation, computed or reused; the one behind the first ``stop_at`` is cancelled."""
+    import comfy.model_management as management
+    from comfy.patcher_extension import WrappersMP
+
+    calls: list[int] = []
+
+    def cancel(executor, *args, **kwargs):
+        calls.append(len(calls))
+        if len(calls) > stop_at:
+            raise management.InterruptProcessingException()
+        return executor(*args, **kwargs)
+
+    # Registered first is outermost: it also sees what is reused.
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "cancel", cancel)
+    return calls
+
+
 def live_tensors() -> int:
     gc.collect()
     return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
@@ -187,18 +205,9 @@ def test_the_node_keeps_nothing_of_runs_that_cannot_be_recorded(wan, conds, kept
 @pytest.mark.parametrize("stop_at", [3, STEPS + 4], ids=["first run", "rehearsal"])
 def test_cancel_of_the_node_keeps_no_profile_and_no_tensor(wan, conds, kept_here, stop_at):
     import comfy.model_management as management
-    from comfy.patcher_extension import WrappersMP
-
-    calls = []
-
-    def cancel(executor, *args, **kwargs):
-        calls.append(1)
-        if len(calls) > stop_at:
-            raise management.InterruptProcessingException()
-        return executor(*args, **kwargs)
 
     model = wan.clone()
-    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "cancel", cancel)
+    calls = cancelling(model, stop_at)
     left = []
     for _ in range(2):  # what is loaded or cached once is there after the first
         calls.clear()
@@ -215,17 +224,8 @@ def test_cancel_while_measuring_leaves_the_model_as_it_was(wan, sample, stop_at)
     import comfy.model_management as management
     from comfy.patcher_extension import WrappersMP
 
-    calls = []
-
-    def cancel(executor, x, timestep, *args, **kwargs):
-        calls.append(1)
-        if len(calls) > stop_at:
-            raise management.InterruptProcessingException()
-        return executor(x, timestep, *args, **kwargs)
-
     model = wan.clone()
-    # Registered first is outermost: it also sees what is reused.
-    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "cancel", cancel)
+    calls = cancelling(model, stop_at)
     with pytest.raises(management.InterruptProcessingException):
         measured(model, sample)
     assert len(calls) == stop_at + 1
@@ -240,13 +240,6 @@ def followed(wan, sample, store, profile, seed=20, **more):
     reports = []
     sample(attach(wan, Caching(Wish(speed=2.0), store, reports.append, profile, **more)), seed=seed)
     return reports[0]
-
-
-@pytest.fixture
-def store(comfy_pack, tmp_path):
-    from ertacache.comfy_erta.store import Store
-
-    return Store(tmp_path / "profiles")
 
 
 def test_a_run_like_the_profiled_ones_costs_no_evaluation_on_top(wan, sample, store, profile):

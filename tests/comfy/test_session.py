@@ -15,13 +15,6 @@ from ertacache.erta.profile import Profile
 STEPS = 12
 
 
-@pytest.fixture
-def store(comfy_pack, tmp_path):
-    from ertacache.comfy_erta.store import Store
-
-    return Store(tmp_path / "profiles")
-
-
 @pytest.fixture(scope="session")
 def recorded(comfy_pack, wan, sample):
     """recorded(level, **sampling) -> Profile of two runs of the tiny model."""

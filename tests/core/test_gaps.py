@@ -139,10 +139,6 @@ def at_one_sigma(loop: Loop, key: Key) -> bool:
     return bool(np.ptp(loop.response.sigmas[s:t]) == 0.0)
 
 
-def power_mean(squares: np.ndarray) -> float:
-    return float(np.mean(squares))
-
-
 @pytest.mark.parametrize("response", RESPONSES)
 @pytest.mark.parametrize("restarts", [frozenset({0}), frozenset({0, 5})], ids=["no restart", "a restart"])
 @pytest.mark.parametrize("slope", [None, 0.0, 1.0])
@@ -160,7 +156,7 @@ def test_costs_are_those_of_each_gap_alone(
     squares, corrections = naive(loop, features, keys, slope, corrector)
     assert list(found) == keys
     sloped = [key for key in keys if not at_one_sigma(loop, key)]
-    expected = [power_mean(squares[key]) for key in sloped]
+    expected = [np.mean(squares[key]) for key in sloped]
     np.testing.assert_allclose([found[key] for key in sloped], expected, rtol=1e-7, atol=1e-13)
     assert not corrector or np.count_nonzero(corrections) > len(keys) / 4
 

@@ -59,6 +59,13 @@ def rehearsed(gain: float, across: float, plan: Plan = PLAN) -> Table:
     return table
 
 
+def push(rehearsal: Rehearsal, key: str) -> None:
+    """A run in which each computed output is 1 higher than recorded."""
+    for i, feature in enumerate(RECORDED):
+        if rehearsal.predict(i, key) is None:
+            rehearsal.observe(i, key, feature + 1.0)
+
+
 def test_gain_along_the_error_is_found() -> None:
     table = rehearsed(-0.7, 0.0)
     np.testing.assert_allclose(table.gain, -0.7, rtol=1e-3)
@@ -130,9 +137,7 @@ def test_a_feature_that_was_not_recorded_ends_the_measurement_there(missing: int
     tables, kept = recorded()
     del kept["guided"][missing]
     rehearsal = Rehearsal(PLAN, RESPONSE, kept)
-    for i, feature in enumerate(RECORDED):
-        if rehearsal.predict(i, "guided") is None:
-            rehearsal.observe(i, "guided", feature + 1.0)
+    push(rehearsal, "guided")
     (table,) = rehearsal.answered(tables)
     assert table.answered == (missing == 3)
 
@@ -308,9 +313,7 @@ def test_each_stream_gets_its_own_answer_in_the_order_of_the_tables() -> None:
 def test_a_stream_that_was_not_rendered_again_leaves_its_table_alone() -> None:
     tables, kept = recorded(("cond", "uncond"))
     rehearsal = Rehearsal(PLAN, RESPONSE, kept)
-    for i, feature in enumerate(RECORDED):
-        if rehearsal.predict(i, "uncond") is None:
-            rehearsal.observe(i, "uncond", feature + 1.0)
+    push(rehearsal, "uncond")
     cond, uncond = rehearsal.answered(tables)
     assert cond is tables[0]
     assert uncond.answered
@@ -370,9 +373,7 @@ def test_what_was_never_recorded_is_let_through() -> None:
 def test_a_closed_rehearsal_still_has_its_answers() -> None:
     tables, kept = recorded()
     rehearsal = Rehearsal(PLAN, RESPONSE, kept)
-    for i, feature in enumerate(RECORDED):
-        if rehearsal.predict(i, "guided") is None:
-            rehearsal.observe(i, "guided", feature + 1.0)
+    push(rehearsal, "guided")
     (before,) = rehearsal.answered(tables)
     rehearsal.close()
     (after,) = rehearsal.answered(tables)
