@@ -179,7 +179,7 @@ def parts(config: Config, prompts: int) -> Iterator[Line]:
     """The default without one of what no wish can turn off."""
 
     def nothing(sigmas: np.ndarray) -> Feedback:
-        return Feedback(np.zeros(len(sigmas)), np.zeros(len(sigmas)))
+        return Feedback(np.zeros(len(sigmas)), np.zeros(len(sigmas)), np.eye(len(sigmas)))
 
     foreseen = {"default": planner.cautious_feedback, "answers to errors not foreseen": nothing}
     for steps in (50, 20):

@@ -71,6 +71,7 @@ def differences(here: Measured, profile: Measured) -> tuple[list[str], list[str]
     remarks = [
         f"{name}: the profile was measured with {old}, now {new}"
         for name, old, new in _differing(profile, here, ("sampling", "shift", "steps", "sampler", "scheduler"))
+        if name != "scheduler" or (here.scheduler and profile.scheduler)  # "" is not known, which is no difference
     ]
     remarks += [
         f"{name}: the profile is used although measured at {old}, now {new}"

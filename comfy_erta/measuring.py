@@ -18,6 +18,11 @@ from .tasks import OnReport, Recording
 
 Features = dict[str, dict[int, Tensor]]
 
+_NOTHING = "Nothing was sampled: give steps and a denoise above 0."
+_REMEDY = (
+    "Choose a sampler whose evaluations do not depend on what the model answers, such as euler, and 2 steps or more."
+)
+
 # Errors of a common size everywhere in the run: every other evaluation, held.
 _REHEARSED = Wish(speed=2.0, mode="paper", predictor="hold")
 
@@ -76,7 +81,7 @@ def measure_profile(
         features: list[Features] = []
         render(attach(model, Recording(level, run, keep, report, scheduler, features.append)), run)
         if len(tables) <= run:
-            why = "; ".join(reports[-1].notes) if reports else "Nothing was sampled: give steps and a denoise above 0."
+            why = f"{'; '.join(reports[-1].notes)}. {_REMEDY}" if reports else _NOTHING
             raise ProfileIncomplete(f"{run} of {runs} runs were measured. {why}")
         if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_EVALUATIONS:
             answered: list[tuple[Table, ...]] = []

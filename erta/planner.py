@@ -15,7 +15,7 @@ from .gaps import gap_costs
 from .loop import Feedback, Loop, Shape
 from .plan import Plan, Wish, full_plan, rounded
 from .predictors import Affine, Prediction, Predictor, hold, line, profile_grams
-from .prior import cautious_feedback, generic_gram
+from .prior import ANSWER_LENGTH, cautious_feedback, generic_gram, likeness
 from .profile import SIGMA_TOLERANCE, Profile
 from .response import Response
 from .schedules import (
@@ -36,6 +36,9 @@ MAX_ERROR = 1e6
 
 # A search over more than so many gaps would take seconds: runs of hundreds of evaluations at high speeds.
 MAX_GAPS = 200_000
+
+# Expected errors are right to about this factor: what is not told to be better by more is not known to be better.
+TELLING = 1.5
 
 # Below this there is nothing between the ends that could be predicted from anything.
 MIN_EVALUATIONS = 6
@@ -63,6 +66,11 @@ def make_plan(
         few = f"{response.evaluations} evaluations are too few to reuse any (at least {MIN_EVALUATIONS}): all computed"
         return full_plan(nominal, wish, few)
     notes: list[str] = []
+    if profile is not None and _repeats(nominal) and profile.resampled(nominal) is not profile:
+        profile = None
+        notes.append(
+            "planned without the profile: this sampler evaluates twice at one sigma; record one with these steps"
+        )
     run = Run(response, wish, restarts, profile)
     if profile is not None and not any(table.answered for table in profile.tables):
         notes.append("how errors grow was not measured (ERTA Profile does): the predicted error is on the high side")
@@ -72,7 +80,7 @@ def make_plan(
     compute = _choose(run, notes)
     held = run.held()
     # A schedule searched for held features is hardly any better for them: 0 to 2 % less error.
-    if held and _worst(held, compute) < _worst(run, compute):
+    if held and _worst(held, compute) < TELLING**2 * _worst(run, compute):
         run = held
         notes.append("held and not corrected: of so few evaluations less error is to be expected that way")
     moved = _adjust(schedule, run, compute, notes)
@@ -140,7 +148,8 @@ class Run:
         gains = np.stack([table.gain for table in answered])
         squares = np.stack([table.spread**2 + table.gain**2 for table in answered]).mean(axis=0)
         gain = gains.mean(axis=0)
-        return Feedback(gain, np.sqrt(np.maximum(squares - gain**2, 0.0)))
+        alike = likeness(self.response.sigmas, ANSWER_LENGTH)
+        return Feedback(gain, np.sqrt(np.maximum(squares - gain**2, 0.0)), alike)
 
     def shape(self, compute: Schedule) -> Shape:
         return self.loop.shape(compute, self._predict(), self.corrector)
@@ -176,6 +185,11 @@ def restarts_at(sigmas: np.ndarray, edges: Sequence[float]) -> frozenset[int]:
         sides = np.where(np.isclose(sigmas, edge, rtol=SIGMA_TOLERANCE, atol=0.0), 0.0, np.sign(sigmas - edge))
         found.update(int(i) for i in np.flatnonzero(np.diff(sides)) + 1)
     return frozenset(found)
+
+
+def _repeats(sigmas: np.ndarray) -> bool:
+    """Whether anything is evaluated twice in a row at one sigma, as heun does."""
+    return bool(np.isclose(sigmas[1:], sigmas[:-1], rtol=SIGMA_TOLERANCE, atol=0.0).any())
 
 
 def _choose(run: Run, notes: list[str]) -> Schedule:

@@ -223,7 +223,7 @@ class Table:
     @property
     def answered(self) -> bool:
         """Whether the model's answer to errors was measured in this run."""
-        return bool(self.spread.any())
+        return bool(self.gain.any() or self.spread.any())
 
     def extended_gram(self) -> np.ndarray:
         """(M + 1, M + 1): the Gram matrix with the constant feature 1 as the last one."""

@@ -52,6 +52,8 @@ class Recorder:
         """One table per stream, in the order in which the streams first appeared. Raises IncompleteRecording."""
         if not self._kept:
             raise IncompleteRecording("no feature was seen")
+        if len(self.sigmas) < 2:
+            raise IncompleteRecording("the run has only one evaluation")
         return tuple(self._table(run, n, stream, latent_rms) for n, stream in enumerate(self._kept.values()))
 
     def _table(self, run: int, stream: int, features: dict[int, Tensor], latent_rms: float) -> Table:

@@ -36,10 +36,9 @@ class Rehearsal:
 
     def observe(self, i: int, key: str, feature: Tensor) -> Tensor:
         used = self._replay.observe(i, key, feature)
-        recorded = self._features.get(key, {}).get(i)
-        off = self._off.get(key, [])
-        if recorded is not None and len(off) == i:
-            self._answer(i, key, sampled(feature) - recorded, off)
+        change, off = self._missed(i, key, feature), self._off.get(key, [])
+        if change is not None and len(off) == i:
+            self._answer(i, key, change, off)
         self._note(i, key, used)
         return used
 
@@ -72,10 +71,15 @@ class Rehearsal:
         return replace(table, gain=np.interp(every, places, gains), spread=np.interp(every, places, spread))
 
     def _note(self, i: int, key: str, used: Tensor) -> None:
-        recorded = self._features.get(key, {}).pop(i, None)
-        off = self._off.setdefault(key, [])
-        if recorded is not None and len(off) == i:
-            off.append(sampled(used).sub_(recorded))
+        missed, off = self._missed(i, key, used), self._off.setdefault(key, [])
+        if missed is not None and len(off) == i:
+            off.append(missed)
+        self._features.get(key, {}).pop(i, None)
+
+    def _missed(self, i: int, key: str, feature: Tensor) -> Tensor | None:
+        """What a feature is away from the recorded one; None where there is none to compare it with."""
+        recorded, here = self._features.get(key, {}).get(i), sampled(feature)
+        return here - recorded if recorded is not None and recorded.shape == here.shape else None
 
     def _answer(self, i: int, key: str, change: Tensor, off: list[Tensor]) -> None:
         delta = torch.zeros(change.shape, dtype=torch.float64)

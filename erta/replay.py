@@ -110,7 +110,7 @@ class Scalar:
 
     def __init__(self, value: Tensor) -> None:
         self._arrived = None
-        self._value = value
+        self._value = value.detach()
         if value.device.type == "cuda":
             self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             self._value.copy_(value, non_blocking=True)

@@ -319,13 +319,18 @@ def test_another_model_is_refused(identity: ModuleType, here: Measured, field: s
         ("shift", None, "none"),
         ("steps", 50, "50"),
         ("sampler", "heun", "heun"),
-        ("scheduler", "", "none"),
+        ("scheduler", "beta", "beta"),
     ],
 )
 def test_other_sigmas_are_remarked(identity: ModuleType, here: Measured, field: str, value: object, shown: str) -> None:
     refusals, (remark,) = identity.differences(here, replace(here, **{field: value}))
     assert refusals == []
     assert remark == f"{field}: the profile was measured with {shown}, now {getattr(here, field)}"
+
+
+def test_a_scheduler_that_is_not_known_is_no_difference(identity: ModuleType, here: Measured) -> None:
+    unknown = replace(here, scheduler="")
+    assert identity.differences(here, unknown) == identity.differences(unknown, here) == ([], [])
 
 
 @pytest.mark.parametrize(

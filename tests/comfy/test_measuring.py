@@ -186,18 +186,18 @@ def test_the_node_says_where_no_answer_was_measured(wan, conds, kept_here):
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "told"),
     [
-        {"sampler_name": "dpm_adaptive"},
-        {"steps": 1},
-        {"denoise": 0.0},
+        ({"sampler_name": "dpm_adaptive"}, "depends on what the model answers.*Choose a sampler .* such as euler"),
+        ({"steps": 1}, "only one evaluation.*2 steps or more"),
+        ({"denoise": 0.0}, "give steps and a denoise above 0"),
     ],
     ids=["sampler", "one step", "no step"],
 )
-def test_the_node_keeps_nothing_of_runs_that_cannot_be_recorded(wan, conds, kept_here, changed):
+def test_the_node_keeps_nothing_of_runs_that_cannot_be_recorded(wan, conds, kept_here, changed, told):
     from ertacache.comfy_erta.measuring import ProfileIncomplete
 
-    with pytest.raises(ProfileIncomplete, match=r"^0 of 2 runs were measured"):
+    with pytest.raises(ProfileIncomplete, match=rf"^0 of 2 runs were measured\. .*{told}"):
         nodes_profile(wan, conds, **changed)
     assert not kept_here.names()
 

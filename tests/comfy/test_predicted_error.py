@@ -129,7 +129,7 @@ def unanswered(plan: Plan, response: Response, profile: Profile) -> tuple[Plan, 
         "affine": Affine(grams),
     }
     nothing = np.zeros(response.evaluations)
-    loop = Loop(response, grams, Feedback(nothing, nothing), frozenset(plan.restarts))
+    loop = Loop(response, grams, Feedback(nothing, nothing, np.eye(response.evaluations)), frozenset(plan.restarts))
     shape = loop.shape(plan.compute, known[plan.wish.predictor], plan.wish.corrector)
     fitted = {name: tuple(getattr(shape, name)) for name in ("coefficients", "offsets", "corrections")}
     return replace(plan, **fitted), np.sqrt(shape.squares)

@@ -47,7 +47,7 @@ def loop_of(
     extended = np.concatenate([features, np.ones((len(features), 1, features.shape[-1]))], axis=1)
     grams = extended @ np.swapaxes(extended, 1, 2) / features.shape[-1]
     # A gain that has to be left alone: what it does depends on gaps before the last two.
-    answer = Feedback(np.full(COUNT, 7.0), spread * (1.2 + np.sin(2.0 * np.arange(COUNT))))
+    answer = Feedback(np.full(COUNT, 7.0), spread * (1.2 + np.sin(2.0 * np.arange(COUNT))), np.eye(COUNT))
     return Loop(response, grams, answer, restarts)
 
 
@@ -201,7 +201,7 @@ def test_cost_of_the_only_gap_is_the_square_that_the_loop_finds(key: Key, slope:
         0.0: hold,
         1.0: lambda history, i: line(EULER.sigmas, history, i, 1.0),
     }
-    loop = replace(loop_of(recorded()[:1]), feedback=Feedback(np.zeros(COUNT), np.zeros(COUNT)))
+    loop = replace(loop_of(recorded()[:1]), feedback=Feedback(np.zeros(COUNT), np.zeros(COUNT), np.eye(COUNT)))
     compute = tuple(not key[0][0] < i < key[1] for i in range(COUNT))
     (square,) = loop.shape(compute, known[slope], corrector).squares
     assert gap_costs(loop, [key], slope, corrector)[key] == pytest.approx(square, rel=1e-8)

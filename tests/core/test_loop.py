@@ -56,10 +56,26 @@ EULER = euler_response(SCHEDULE)
 SAMPLERS = [pytest.param(euler, EULER, id="euler"), pytest.param(two_step, two_step_response(), id="two steps")]
 
 
-def feedback(gain: float = 0.0, spread: float = 0.0) -> Feedback:
-    """Another number at each evaluation, so that none can be mistaken for its neighbour's."""
+def feedback(gain: float = 0.0, spread: float = 0.0, alike: float = 0.0) -> Feedback:
+    """Another number at each evaluation, so that none can be mistaken for its neighbour's.
+
+    alike: over how many evaluations an error is answered alike, 0 for each answer by itself.
+    """
     places = np.arange(COUNT)
-    return Feedback(gain * np.cos(1.0 + 0.9 * places), spread * (1.2 + np.sin(2.0 * places)))
+    apart = np.abs(places[:, None] - places[None, :])
+    likeness = np.exp(-((apart / alike) ** 2)) if alike else np.eye(COUNT)
+    return Feedback(gain * np.cos(1.0 + 0.9 * places), spread * (1.2 + np.sin(2.0 * places)), likeness)
+
+
+Answers = Callable[[int, np.ndarray], np.ndarray]
+
+
+def answers_across(answer: Feedback, elements: int, rng: np.random.Generator) -> Answers:
+    """A model's linear answer to an error (T, n) at evaluation e: a random matrix that changes as ``likeness`` says."""
+    mixing = np.linalg.cholesky(answer.likeness + 1e-9 * np.eye(COUNT))
+    parts = rng.normal(size=(COUNT, elements, elements)) / np.sqrt(elements)
+    matrices = answer.spread[:, None, None] * np.tensordot(mixing, parts, 1)
+    return lambda e, off: off @ matrices[e]
 
 
 def recorded(seed: int = 0, elements: int = 60, noise: float = 0.05) -> np.ndarray:
@@ -124,7 +140,7 @@ def cached_run(
     compute: Schedule,
     answer: Feedback,
     restarts: frozenset[int] = FIRST,
-    rng: np.random.Generator | None = None,
+    across: Answers | None = None,
 ) -> Trace:
     """Step through what a plan of this shape does, with a model that answers to being asked at another x."""
     true: list[np.ndarray] = []
@@ -150,11 +166,10 @@ def cached_run(
             return trace.used[-1]
         off = np.broadcast_to(x, (2, *features[:, e].shape)).copy()
         off[0] -= true[e]
-        seen = np.stack([features[:, e] + answer.gain[e] * off[0], np.zeros_like(off[1])])
-        if rng is not None:
-            direction = rng.normal(size=off[1].shape)
-            direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-            seen[1] = answer.spread[e] * np.linalg.norm(off.sum(axis=0), axis=-1, keepdims=True) * direction
+        seen = answer.gain[e] * off
+        seen[0] += features[:, e]
+        if across is not None:
+            seen[1] += across(e, off.sum(axis=0))
         trace.seen[e] = seen
         correction = shape.corrections[e] * (seen - predicted(e)) if shape.coefficients[e] else 0.0
         trace.used.append(seen + correction)
@@ -202,18 +217,28 @@ def test_squares_are_those_of_a_run_whose_model_is_linear_in_its_own_error(
 
 
 @pytest.mark.parametrize(("sampler", "response"), SAMPLERS)
-@pytest.mark.parametrize("gain", [0.0, 4.0])
+@pytest.mark.parametrize("gain", [0.0, -3.0])
+@pytest.mark.parametrize("alike", [0.0, 3.0], ids=["each by itself", "alike"])
 @pytest.mark.parametrize("name", ["fitted", "hold"])
-def test_squares_are_the_mean_over_random_directions_in_which_the_model_answers(
-    sampler: Sampler, response: Response, gain: float, name: str
+def test_squares_are_the_mean_over_models_that_answer_in_random_directions(
+    sampler: Sampler, response: Response, gain: float, alike: float, name: str
 ) -> None:
-    features, compute, answer = recorded(elements=1000), schedule("CCrrCrCrrrCr"), feedback(gain, spread=5.0)
+    features, compute = recorded(elements=150), schedule("CCrrCrCrrrCr")
+    answer = feedback(gain, 3.0, alike)
     shape = loop_of(features, response, answer).shape(compute, predictor(name, features), True)
     rng = np.random.default_rng(0)
-    runs = [cached_run(sampler, features, shape, compute, answer, rng=rng).squares for _ in range(60)]
+    models = [answers_across(answer, 150, rng) for _ in range(150)]
+    runs = [cached_run(sampler, features, shape, compute, answer, across=model).squares for model in models]
     np.testing.assert_allclose(shape.squares, np.mean(runs, axis=0), rtol=0.03)
     without = cached_run(sampler, features, shape, compute, feedback(gain)).squares
-    assert (shape.squares / without).max() > 1.2, "the answer has to matter for this to show anything"
+    assert (shape.squares / without).max() > 1.1, "the answer has to matter for this to show anything"
+
+
+def test_errors_of_one_sign_add_up_where_they_are_answered_alike() -> None:
+    features, compute = recorded(), schedule("CCrCrCrCrCrC")
+    apart, together = (loop_of(features, answer=feedback(0.0, 3.0, alike)) for alike in (0.0, 5.0))
+    shape = apart.shape(compute, hold, False)
+    assert np.all(together.follow(compute, shape).squares > 1.2 * apart.follow(compute, shape).squares)
 
 
 def test_a_gap_leaves_what_its_prediction_misses_by_hand() -> None:

@@ -417,12 +417,24 @@ def twice_per_step(schedule: np.ndarray) -> Response:
 
 def test_timesteps_that_cannot_be_known_stay_nominal_with_a_note() -> None:
     wish = Wish(2.0, timesteps=True)
-    heun = make_plan(SCHEDULE, twice_per_step, PROFILE, wish)
+    heun = make_plan(SCHEDULE, twice_per_step, profile_at(twice_per_step(SCHEDULE).sigmas), wish)
     assert heun.schedule == ()
     assert any("once per step" in note for note in heun.notes)
     unmeasured = plan_for(wish, None)
     assert unmeasured.schedule == ()
     assert any("needs a profile" in note for note in unmeasured.notes)
+
+
+def test_a_profile_that_cannot_tell_two_evaluations_at_one_sigma_apart_promises_nothing() -> None:
+    """Resampled, both are the same: a plan would reuse every other one and expect no error at all."""
+    own = profile_at(twice_per_step(SCHEDULE).sigmas)
+    for profile, schedule in ((PROFILE, SCHEDULE), (own, flow(20))):
+        plan = make_plan(schedule, twice_per_step, profile, Wish(2.0))
+        assert plan.predicted_error == () and not any(plan.misses)
+        assert ["evaluates twice at one sigma" in note for note in plan.notes] == [True]
+        without = make_plan(schedule, twice_per_step, None, Wish(2.0))
+        assert (plan.compute, plan.corrections) == (without.compute, without.corrections)
+    assert make_plan(SCHEDULE, twice_per_step, own, Wish(2.0)).predicted_error
 
 
 def test_timesteps_never_move_another_evaluation_behind_an_edge() -> None:
@@ -530,7 +542,7 @@ def measured_errors(sampler: Callable, schedule: np.ndarray, plan: Plan, gain: n
 
 def silent(count: int) -> Feedback:
     """Of a model that gives what was recorded, wherever it is asked."""
-    return Feedback(np.zeros(count), np.zeros(count))
+    return Feedback(np.zeros(count), np.zeros(count), np.eye(count))
 
 
 def reshaped(plan: Plan, response: Response, profile: Profile, answer: Feedback) -> tuple[Plan, np.ndarray]:
@@ -564,7 +576,7 @@ def test_predicted_error_is_that_of_a_simulated_run(sampler, predictor: str, cor
     wish = Wish(2.5, predictor=predictor, corrector=corrector)
     plan = make_plan(schedule, respond, profile, wish, edges=(0.9,))
     gain = np.cos(1.0 + 2.0 * np.arange(16)) / sigmas if answers else np.zeros(16)
-    plan, predicted = reshaped(plan, respond(schedule), profile, Feedback(gain, np.zeros(16)))
+    plan, predicted = reshaped(plan, respond(schedule), profile, replace(silent(16), gain=gain))
     assert any(plan.corrections) == corrector
     np.testing.assert_allclose(measured_errors(sampler, schedule, plan, gain), predicted, rtol=1e-6)
     unanswered = measured_errors(sampler, schedule, plan)
@@ -599,8 +611,8 @@ def test_where_no_answer_was_measured_a_cautious_one_is_expected_with_a_note() -
     unmeasured = plan_for(Wish(2.0), UNANSWERED)
     assert [note for note in unmeasured.notes if "how errors grow was not measured (ERTA Profile does)" in note]
     cautious = cautious_feedback(SCHEDULE[:-1])
-    same = plan_for(Wish(2.0), with_answers(UNANSWERED, cautious.gain, cautious.spread))
-    assert (unmeasured.predicted_error, unmeasured.misses) == (same.predicted_error, same.misses)
+    loop = Run(euler_response(SCHEDULE), Wish(2.0), frozenset({0}), UNANSWERED).measured
+    assert np.array_equal(loop.feedback.spread, cautious.spread) and not loop.feedback.gain.any()
     assert unmeasured.predicted_error[0] > plan_for(Wish(2.0)).predicted_error[0]
     assert plan_for(Wish(2.0)).notes == ()
 
@@ -618,7 +630,7 @@ def test_what_an_answer_to_errors_drowns_is_taken_back() -> None:
     first = next(i for i in range(2, 24) if compute[i] and not compute[i - 1])
 
     def correction(size: float) -> float:
-        answering = replace(loop, feedback=Feedback(np.zeros(24), np.full(24, size)))
+        answering = replace(loop, feedback=replace(silent(24), spread=np.full(24, size)))
         return answering.shape(compute, None, True).corrections[first]
 
     assert correction(1e4) == pytest.approx(-1.0, abs=0.01)

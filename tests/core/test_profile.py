@@ -157,6 +157,7 @@ def test_an_answer_that_is_left_out_was_not_measured() -> None:
     assert not table.answered
     assert table.gain.tolist() == table.spread.tolist() == [0, 0, 0]
     assert replace(table, spread=np.array([0.0, 0.5, 0.0])).answered
+    assert replace(table, gain=np.array([0.0, -0.5, 0.0])).answered
 
 
 def test_an_answer_is_kept_as_a_read_only_float64_copy() -> None:

@@ -152,7 +152,7 @@ def test_run_that_gave_no_numbers_is_refused_not_raised(value: float) -> None:
 
 
 def test_run_of_one_evaluation_is_refused() -> None:
-    with pytest.raises(IncompleteRecording, match="sigmas"):
+    with pytest.raises(IncompleteRecording, match="only one evaluation"):
         recorded(torch.ones(1, 5), SIGMAS[:1]).tables(0, 1.0)
 
 

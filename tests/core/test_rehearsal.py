@@ -88,6 +88,16 @@ def test_a_model_that_does_not_answer_is_told_apart_from_one_that_was_not_asked(
     assert not table.gain.any()
 
 
+def test_a_feature_of_another_shape_than_the_recorded_ends_the_measuring_and_nothing_else() -> None:
+    tables, kept = recorded()
+    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    for i, feature in enumerate(RECORDED):
+        if rehearsal.predict(i, "guided") is None:
+            rehearsal.observe(i, "guided", feature[:-1] if i == 3 else feature + 1.0)
+    (table,) = rehearsal.answered(tables)
+    assert table.spread.size == tables[0].spread.size
+
+
 def test_only_computed_evaluations_tell_and_those_between_are_interpolated() -> None:
     tables, kept = recorded()
     rehearsal = Rehearsal(PLAN, RESPONSE, kept)
