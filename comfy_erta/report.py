@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..erta.planner import Point
+
 
 @dataclass(frozen=True)
 class Report:
     """evaluations: calls of the sampler, computed + reused. seconds: the whole run; seconds_computed and
     seconds_reused: the evaluations of each kind. cache_bytes: most that was held at once. complete: the run went as
     foreseen. notes: lines in an artist's words. predicted_error: (median, worst) relative error of the latent that the
-    profile lets expect, () where nothing was measured. plan: its JSON. compute: "1" computed, "0" reused."""
+    profile lets expect, () where nothing was measured. plan: its JSON. compute: "1" computed, "0" reused. curve: what
+    other speeds come to, () without a profile."""
 
     evaluations: int
     computed: int
@@ -26,6 +29,7 @@ class Report:
     plan: str = ""
     compute: str = ""
     sigmas: tuple[float, ...] = ()
+    curve: tuple[Point, ...] = ()
 
     @property
     def speed_up(self) -> float:

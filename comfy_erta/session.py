@@ -7,7 +7,7 @@ the guider's options made for this run only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..erta.plan import Plan, plan_to_json
-from ..erta.profile import Measured
+from ..erta.profile import Measured, Profile
 from ..erta.response import Response, UnknownResponse
 from .edges import conditioning_edges
 from .levels import Level, level_named
@@ -70,7 +70,7 @@ class Start:
     """How a run is observed. observer None: everything is computed, only counted and timed.
 
     sigmas: expected at each evaluation. plan: what the observer follows, if it follows one. measured: what a recording
-    is made on. notes: lines for the report.
+    is made on. notes: lines for the report. profile: what the plan was made from.
     """
 
     observer: Observer | None = None
@@ -79,6 +79,7 @@ class Start:
     plan: Plan | None = None
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
+    profile: Profile | None = None
 
 
 class Task(Protocol):
@@ -89,6 +90,14 @@ class Task(Protocol):
 
     def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
         """A run that was neither cancelled nor failed is over."""
+
+
+class Watcher(Protocol):
+    """Who looks on while a run goes by. Called on the sampling thread, so it must be quick."""
+
+    def begin(self, start: Start) -> None: ...
+
+    def evaluated(self, i: int, computed: bool) -> None: ...
 
 
 class Stopwatch:
@@ -126,7 +135,7 @@ class Session:
 
     start: Start
     stopwatch: Stopwatch
-    on_evaluation: Callable[[int, bool], None]
+    watcher: Watcher | None
     level: Level
     evaluation: int = -1
     surprise: str = ""
@@ -177,21 +186,19 @@ class Session:
         started = self.stopwatch.now()
         result: Tensor = self.level.evaluate(self, executor, *args, **kwargs)
         self.stopwatch.lap("reused" if self.reused_now else "computed", started)
-        self.on_evaluation(self.evaluation, not self.reused_now)
+        if self.watcher is not None:
+            self.watcher.evaluated(self.evaluation, not self.reused_now)
         return result
 
 
-def attach(model: Any, task: Task, on_evaluation: Callable[[int, bool], None] = lambda i, computed: None) -> Any:
-    """A clone of a ModelPatcher whose sampling runs are observed by the task. A second application replaces the first.
-
-    on_evaluation(i, computed) is called after each evaluation, on the sampling thread; it must be quick.
-    """
+def attach(model: Any, task: Task, watcher: Watcher | None = None) -> Any:
+    """A clone of a ModelPatcher whose sampling runs the task observes. A second application replaces the first."""
     clone = model.clone()
 
     def outer_sample(
         executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        return _observe_run(task, on_evaluation, executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
+        return _observe_run(task, watcher, executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
@@ -206,7 +213,7 @@ def attached_task(model: Any) -> Task | None:
 
 def _observe_run(
     task: Task,
-    on_evaluation: Callable[[int, bool], None],
+    watcher: Watcher | None,
     executor: Any,
     noise: Tensor,
     latent_image: Tensor,
@@ -219,7 +226,9 @@ def _observe_run(
     setting = _setting(guider, sampler, sigmas, noise)
     start = _begin(task, setting)
     stopwatch = Stopwatch(guider.model_patcher.load_device)
-    session = Session(start, stopwatch, on_evaluation, level_named(start.level))
+    session = Session(start, stopwatch, watcher, level_named(start.level))
+    if watcher is not None:
+        watcher.begin(start)
     options = guider.model_options
     try:
         guider.model_options = comfy.model_patcher.create_model_options_clone(options)

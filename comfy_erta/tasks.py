@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ..erta.plan import Plan, PlanError, Wish, plan_from_json
-from ..erta.planner import make_plan
+from ..erta.planner import Point, error_curve, make_plan
 from ..erta.profile import Measured, Profile, Table
 from ..erta.recorder import IncompleteRecording, Recorder
 from ..erta.replay import Replay
@@ -98,13 +98,19 @@ class Caching:
             plan = make_plan(setting.schedule, setting.respond, profile, self.wish, setting.edges)
             plan = replace(plan, model=model_digest(here))
         observer = None if all(plan.compute) else Replay(plan)
-        return Start(observer, self.wish.level, plan.sigmas, plan, notes=(*notes, *plan.notes))
+        return Start(observer, self.wish.level, plan.sigmas, plan, notes=(*notes, *plan.notes), profile=profile)
 
     def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
         if start.measured is not None:
             self._recording().finish(start, report, samples, setting)
         else:
-            self.on_report(report)
+            self.on_report(replace(report, curve=self._curve(start, setting)))
+
+    def _curve(self, start: Start, setting: Setting) -> tuple[Point, ...]:
+        """For the knob, which then tells what it comes to without another run."""
+        if start.profile is None or self.wish.preset or self.wish.threshold:
+            return ()
+        return error_curve(setting.schedule, setting.respond, start.profile, self.wish, setting.edges)
 
     def _recording(self) -> Recording:
         return Recording(self.wish.level, 0, self._save, self.on_report, self.scheduler)

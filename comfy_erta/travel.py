@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from .report import Report
+from .session import Start
 
 logger = logging.getLogger("ertacache")
 
@@ -14,16 +15,20 @@ _INTERVAL = 0.1  # seconds between live events: more than 10 a second only costs
 
 
 class Progress:
-    """Sends which evaluations were computed or reused to the browser, at most ten times a second."""
+    """Sends the browser what is planned, then what was computed or reused, at most ten times a second."""
 
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
         self._sent = 0.0
         self._kinds: list[str] = []
 
-    def __call__(self, i: int, computed: bool) -> None:
-        if i == 0:
-            self._kinds = []
+    def begin(self, start: Start) -> None:
+        self._kinds = []
+        kinds = start.plan.compute if start.plan else (True,) * len(start.sigmas)
+        content = {"compute": "".join("1" if computed else "0" for computed in kinds), "sigmas": list(start.sigmas)}
+        _send("ertacache.plan", {"node": self._node_id, **content})
+
+    def evaluated(self, i: int, computed: bool) -> None:
         self._kinds.append("1" if computed else "0")
         if time.monotonic() - self._sent >= _INTERVAL:
             self._sent = time.monotonic()

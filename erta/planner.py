@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,9 @@ MAX_GAPS = 200_000
 
 # Expected errors are right to about this factor: what is not told to be better by more is not known to be better.
 TELLING = 1.5
+
+# Speeds at which one looks at a profile.
+CURVE = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 
 # Below this there is nothing between the ends that could be predicted from anything.
 MIN_EVALUATIONS = 6
@@ -92,6 +95,40 @@ def make_plan(
             moved = np.empty(0)
             notes.append("adjusted sigmas would cross the edge of a conditioning elsewhere: nominal sigmas kept")
     return _assemble(run, compute, moved, notes)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one turn of the knob comes to. computed, of: evaluations. median, worst: relative error to expect of the
+    final latent, over the recorded runs; 0 where none is. compute: "1" computed, "0" reused."""
+
+    speed: float
+    computed: int
+    of: int
+    median: float
+    worst: float
+    compute: str
+
+
+def error_curve(
+    schedule: np.ndarray,
+    respond: Callable[[np.ndarray], Response],
+    profile: Profile,
+    wish: Wish,
+    edges: Sequence[float] = (),
+) -> tuple[Point, ...]:
+    """The same wish at other speeds."""
+    known = respond(schedule)
+    points = []
+    for speed in CURVE:
+        # Adjusted timesteps are another schedule, whose response is not known yet.
+        plan = make_plan(
+            schedule, lambda s: known if s is schedule else respond(s), profile, replace(wish, speed=speed), edges
+        )
+        median, worst = plan.predicted_error or (0.0, 0.0)
+        compute = "".join("1" if computed else "0" for computed in plan.compute)
+        points.append(Point(speed, plan.computed, plan.evaluations, median, worst, compute))
+    return tuple(points)
 
 
 class Run:
@@ -206,12 +243,17 @@ def _choose(run: Run, notes: list[str]) -> Schedule:
     if run.profile is None:
         notes.append("paper mode without a profile: evenly spread, held")
         return even(count, computed, required)
-    relative = relative_l1(*(np.stack([getattr(t, name) for t in run.profile.tables]) for name in ("l1", "norm1")))
+    relative = distances(run.profile)
     if wish.threshold:
         return greedy(relative, wish.threshold, required)
     greedily, threshold = greedy_for_budget(relative, computed, required)
     notes.append(f"threshold {threshold:.3g} found from the speed")
     return greedily
+
+
+def distances(profile: Profile) -> np.ndarray:
+    """(M, M) relative L1 distance of each pair of evaluations, the mean over the recorded runs."""
+    return relative_l1(*(np.stack([getattr(table, name) for table in profile.tables]) for name in ("l1", "norm1")))
 
 
 def _budget(count: int, wish: Wish, required: frozenset[int], notes: list[str]) -> int:

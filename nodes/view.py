@@ -10,10 +10,10 @@ import numpy as np
 
 from ..comfy_erta.report import Report
 from ..erta.plan import Wish
-from ..erta.planner import euler_response, make_plan
+from ..erta.planner import Point, distances, error_curve, euler_response
 from ..erta.profile import Profile
 
-_SPEEDS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+_MAP = 48  # cells to a side: more are not told apart on a node
 
 
 def report_ui(reports: Sequence[Report]) -> dict[str, list[Any]]:
@@ -22,7 +22,7 @@ def report_ui(reports: Sequence[Report]) -> dict[str, list[Any]]:
 
 def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[str, list[Any]]:
     """The profile in short, and the error to expect at each speed (the curve that one turns the knob on)."""
-    curve = [{"speed": speed, **_expected(profile, speed)} for speed in _SPEEDS]
+    curve = [asdict(point) for point in _curve(profile)]
     measured = profile.measured
     runs = f"{profile.runs} run{'s' if profile.runs > 1 else ''}"
     lines = [
@@ -32,13 +32,20 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
         *([] if any(t.answered for t in profile.tables) else ["how errors grow was not measured: on the high side"]),
         *(note for report in reports for note in report.notes),
     ]
-    content = {"name": name, "measured": asdict(measured), "curve": curve, "digest": profile.digest()}
+    content = {"name": name, "measured": asdict(measured), "digest": profile.digest(), "curve": curve}
+    content |= {"sigmas": [round(float(sigma), 4) for sigma in profile.sigmas], "map": _map(profile)}
     return {"erta": [content], "text": ["\n".join(lines)]}
 
 
-def _expected(profile: Profile, speed: float) -> dict[str, Any]:
+def _curve(profile: Profile) -> tuple[Point, ...]:
     """Planned as for Euler on the recorded sigmas; a sampler of another kind differs in the details."""
     falling = np.unique(profile.sigmas)[::-1]
-    plan = make_plan(np.append(falling, 0.0), euler_response, profile, Wish(speed=speed))
-    median, worst = plan.predicted_error or (0.0, 0.0)
-    return {"computed": plan.computed, "of": plan.evaluations, "median": median, "worst": worst}
+    return error_curve(np.append(falling, 0.0), euler_response, profile, Wish())
+
+
+def _map(profile: Profile) -> list[list[float]]:
+    """Mean relative L1 distance of each pair of evaluations, of at most _MAP of them."""
+    relative = distances(profile)
+    shown = np.linspace(0, len(relative) - 1, min(len(relative), _MAP)).round().astype(int)
+    found: list[list[float]] = np.minimum(relative, 10.0).round(4)[np.ix_(shown, shown)].tolist()
+    return found

@@ -14,11 +14,13 @@ from ertacache.erta.gaps import gap_costs
 from ertacache.erta.loop import Feedback, Loop
 from ertacache.erta.plan import Plan, Wish, plan_from_json, plan_to_json
 from ertacache.erta.planner import (
+    CURVE,
     MAX_ERROR,
     MAX_GAPS,
     MIN_EVALUATIONS,
     Run,
     adjusted_schedule,
+    error_curve,
     euler_response,
     make_plan,
     restarts_at,
@@ -647,6 +649,21 @@ def test_where_few_evaluations_would_amplify_errors_they_are_held_with_a_note(sp
     assert ["held and not corrected" in note for note in plan.notes] == [True] * chosen
     assert plan.predicted_error[1] < 1.1 * held.predicted_error[1]
     assert plan.wish == Wish(speed), "which is what is asked again when a workflow brings the plan along"
+
+
+# The curve
+
+
+@pytest.mark.parametrize("timesteps", [False, True])
+def test_the_curve_is_what_the_same_wish_comes_to_at_other_speeds(timesteps: bool) -> None:
+    wish = Wish(1.7, mode="paper", timesteps=timesteps)
+    curve = error_curve(SCHEDULE, euler_response, PROFILE, wish)
+    assert [point.speed for point in curve] == list(CURVE)
+    for point in curve:
+        plan = plan_for(replace(wish, speed=point.speed))
+        assert (point.computed, point.of) == (plan.computed, 24)
+        assert (point.median, point.worst) == plan.predicted_error
+        assert [letter == "1" for letter in point.compute] == list(plan.compute)
 
 
 # What the check compares with

@@ -147,6 +147,35 @@ def test_a_profile_is_measured_kept_and_followed(bench: Bench, profiled: dict[st
     assert profile["name"] == "mine" and profile["measured"]["steps"] == STEPS
     halved = next(point for point in profile["curve"] if point["speed"] == 2.0)
     assert (halved["computed"], halved["of"]) == (STEPS // 2, STEPS)
+    assert halved["compute"].count("1") == STEPS // 2 and 0.0 < halved["median"] <= halved["worst"]
+    assert len(profile["sigmas"]) == STEPS
+    assert len(profile["map"]) == STEPS and all(len(row) == STEPS for row in profile["map"])
+    assert [row[i] for i, row in enumerate(profile["map"])] == [0.0] * STEPS
+
+
+def test_the_knob_is_told_what_other_speeds_come_to(profiled: dict[str, Any]):
+    """As the profile tells it, whose sampler this is; nothing where a preset takes the knob's place."""
+    curve = report(profiled)["curve"]
+    assert [point["computed"] for point in curve] == [
+        point["computed"] for point in report(profiled, "profile")["curve"]
+    ]
+    (halved,) = [point for point in curve if point["speed"] == 2.0]
+    assert halved["compute"] == report(profiled)["compute"]
+    assert [halved["median"], halved["worst"]] == report(profiled)["predicted_error"]
+
+
+def test_a_run_begins_with_what_is_planned_and_goes_on_with_what_was_done(bench: Bench, profiled: dict[str, Any]):
+    outputs = bench.run(
+        profile=node("ERTALoadProfile", name="mine"), sampler=cached(profile=["profile", 0], seed=77), save=save()
+    )
+    (planned,) = bench.heard("ertacache.plan")
+    assert planned == {
+        "node": "sampler",
+        "compute": report(outputs)["compute"],
+        "sigmas": report(outputs)["sigmas"],
+    }
+    steps = bench.heard("ertacache.step")
+    assert steps and all(planned["compute"].startswith(step["kinds"]) for step in steps)
 
 
 def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
