@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from ..erta.profile import Measured
 
 _FILE = Path(__file__).resolve().parent.parent / "profiles" / "presets.json"
 
+# LoRAs, control branches and quantised copies change the count a little; the next model is 15 % away.
+_SAME_SIZE = 0.1
+
 
 def preset_names() -> list[str]:
-    return [entry["name"] for entry in json.loads(_FILE.read_text(encoding="utf-8"))["presets"]]
+    return [entry["name"] for entry in _entries()]
 
 
 def preset_steps(name: str) -> tuple[tuple[int, ...], int]:
     """(computed steps, step count they are for); ((), 0) for "none". Raises ValueError for an unknown name."""
     if name == "none":
         return (), 0
-    for entry in json.loads(_FILE.read_text(encoding="utf-8"))["presets"]:
+    for entry in _entries():
         if entry["name"] == name:
             return tuple(entry["compute"]), entry["steps"]
     raise ValueError(f"preset {name[:64]!r} does not ship with this version; choose one of {', '.join(preset_names())}")
+
+
+def preset_remarks(compute: tuple[int, ...], steps: int, here: Measured) -> tuple[str, ...]:
+    """What to say of a list of steps on this model: nothing where it was published for it, or is nobody's."""
+    same = [entry for entry in _entries() if (tuple(entry["compute"]), entry["steps"]) == (compute, steps)]
+    if not same or any(_fits(entry, here) for entry in same):
+        return ()
+    models = " and ".join(sorted({entry["model"] for entry in same}))
+    size = f"{here.parameters / 1e9:.3g} billion parameters"
+    return (f"preset published for {models}, this is {here.model_class} of {size}: it may fit badly",)
+
+
+def _fits(entry: dict[str, Any], here: Measured) -> bool:
+    size = entry["billion_parameters"] * 1e9
+    return entry["model_class"] == here.model_class and abs(here.parameters - size) <= _SAME_SIZE * size
+
+
+def _entries() -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))["presets"]
+    return entries

@@ -19,6 +19,7 @@ from ..erta.recorder import IncompleteRecording, Recorder
 from ..erta.replay import Replay
 from .identity import describe, differences
 from .levels import block_count
+from .presets import preset_remarks
 from .report import Report
 from .session import Setting, Start
 from .store import Store
@@ -97,6 +98,7 @@ class Caching:
                 notes = (*notes, "built-in plan: nothing was measured, so no error is predicted")
             plan = make_plan(setting.schedule, setting.respond, profile, self.wish, setting.edges)
             plan = replace(plan, model=model_digest(here))
+        notes = (*notes, *preset_remarks(self.wish.preset, self.wish.preset_steps, here))
         observer = None if all(plan.compute) else Replay(plan)
         return Start(observer, self.wish.level, plan.sigmas, plan, notes=(*notes, *plan.notes), profile=profile)
 

@@ -23,6 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
+from ertacache.erta.profile import Measured
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -147,6 +149,44 @@ def test_every_preset_is_what_its_name_says(comfy_pack):
     assert preset_steps("none") == ((), 0)
     with pytest.raises(ValueError, match=f"'nonsense' does not ship.*{names[0]}"):
         preset_steps("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "parameters", "remarked"),
+    [
+        ("WAN21", 1_418_996_800, False),
+        ("WAN21", 1_480_000_000, False),
+        ("WAN21", 14_288_491_584, True),
+        ("Flux", 1_418_996_800, True),
+    ],
+    ids=["its own", "with a LoRA", "the larger one", "another class"],
+)
+def test_a_preset_on_another_model_than_its_own_is_remarked(comfy_pack, model_class, parameters, remarked):
+    from ertacache.comfy_erta.presets import preset_remarks, preset_steps
+
+    here = Measured(
+        model_class,
+        parameters,
+        "0" * 64,
+        "",
+        "s",
+        8.0,
+        "euler",
+        "simple",
+        50,
+        6.0,
+        (1, 16, 21, 60, 104),
+        "output",
+        "0",
+        "0",
+    )
+    remarks = preset_remarks(*preset_steps("lemica_wan2.1_t2v_1.3b_20of50"), here)
+    assert [f"published for Wan2.1 T2V 1.3B, this is {model_class}" in remark for remark in remarks] == [
+        True
+    ] * remarked
+    assert preset_remarks((0, 3, 7), 12, here) == (), "nobody's list"
+    shared = preset_remarks(*preset_steps("lemica_qwen_image_10of50"), here)
+    assert ["FLUX.1 dev and Qwen-Image" in remark for remark in shared] == [True]
 
 
 def workflow(node_type: str = "ERTACachedSampler") -> dict[str, Any]:
