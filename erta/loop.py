@@ -8,10 +8,10 @@ corrects from that too. With delta the position error at a computed evaluation t
 where the answer along the error is a number, and the rest, rho_t, a direction of its own with the mean square
 ``spread_t^2 |delta|^2``. Errors that are alike are answered alike while sigma has not changed much: the inner product
 of two of these directions is ``spread_t spread_s likeness_ts <delta_t, delta_s>``, so that errors of one sign add up.
-Everything else about a sampler and a plan is linear, so a whole run is some matrix arithmetic
-on vectors of weights, lengths are taken in the profile's Gram matrices, and the best slope and correction of each gap
-are least squares in what the run will really have at hand. Measured against runs of a small trained video model
-(make studies, "predicted"): rank correlation above 0.9 over schedules, speeds, predictors and samplers.
+Everything else about a sampler and a plan is linear, so a whole run is some matrix arithmetic on vectors of weights,
+lengths are taken in the profile's Gram matrices, and the best slope and correction of each gap are least squares in
+what the run will really have at hand. Measured against runs of a small trained video model (make studies,
+"predicted"): rank correlation above 0.9 over schedules, speeds, predictors and samplers.
 """
 
 from __future__ import annotations
@@ -131,6 +131,9 @@ class _Pass:
     def _compute(self, i: int, history: History, slope: float) -> None:
         delta = self.loop.response.influence[:i, i] @ self.used[:i]
         given = self.loop.feedback.gain[i] * delta
+        if self.loop.response.stochastic:
+            # Fresh noise takes the latent to where earlier answers are neither repeated nor undone.
+            given[self.known :] = 0.0
         given[i] += 1.0
         given[self.known + len(self.seen)] = 1.0
         self._answer(i, delta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -141,8 +141,12 @@ def cached_run(
     answer: Feedback,
     restarts: frozenset[int] = FIRST,
     across: Answers | None = None,
+    forgets: bool = False,
 ) -> Trace:
-    """Step through what a plan of this shape does, with a model that answers to being asked at another x."""
+    """Step through what a plan of this shape does, with a model that answers to being asked at another x.
+
+    forgets: what earlier answers across have done to x is not answered along itself.
+    """
     true: list[np.ndarray] = []
 
     def recording(e: int, x: np.ndarray) -> np.ndarray:
@@ -167,6 +171,8 @@ def cached_run(
         off = np.broadcast_to(x, (2, *features[:, e].shape)).copy()
         off[0] -= true[e]
         seen = answer.gain[e] * off
+        if forgets:
+            seen[1] = 0.0
         seen[0] += features[:, e]
         if across is not None:
             seen[1] += across(e, off.sum(axis=0))
@@ -232,6 +238,18 @@ def test_squares_are_the_mean_over_models_that_answer_in_random_directions(
     np.testing.assert_allclose(shape.squares, np.mean(runs, axis=0), rtol=0.03)
     without = cached_run(sampler, features, shape, compute, feedback(gain)).squares
     assert (shape.squares / without).max() > 1.1, "the answer has to matter for this to show anything"
+
+
+def test_under_fresh_noise_the_gain_acts_on_what_lies_along_recorded_features_alone() -> None:
+    features, compute, answer = recorded(elements=150), schedule("CCrrCrCrrrCr"), feedback(-3.0, 3.0)
+    noisy = replace(EULER, stochastic=True)
+    shape = loop_of(features, noisy, answer).shape(compute, hold, True)
+    rng = np.random.default_rng(0)
+    models = [answers_across(answer, 150, rng) for _ in range(150)]
+    runs = [cached_run(euler, features, shape, compute, answer, across=model, forgets=True).squares for model in models]
+    np.testing.assert_allclose(shape.squares, np.mean(runs, axis=0), rtol=0.03)
+    elsewhere = loop_of(features, EULER, answer).follow(compute, shape).squares
+    assert np.abs(elsewhere / shape.squares - 1.0).max() > 0.05, "it has to matter for this to show anything"
 
 
 def test_errors_of_one_sign_add_up_where_they_are_answered_alike() -> None:
