@@ -269,8 +269,8 @@ def _checked_gram(gram: np.ndarray) -> np.ndarray:
     _check_all("gram", diagonal, diagonal >= 0, "0 or more on the diagonal")
     scale = diagonal.sum()
     _check_all("gram", gram, np.abs(gram) <= scale, "no larger than the squares of the features")
-    if scale == 0:
-        return gram
+    if scale < np.finfo(np.float64).tiny / GRAM_TOLERANCE:  # 0, or too few digits left to tell
+        return _mirrored(gram)
     unit = gram / scale
     _check_all("gram", gram, np.abs(unit - unit.T) <= GRAM_TOLERANCE, "symmetric")
     try:

@@ -208,9 +208,9 @@ def test_user_folder_itself_may_be_a_link(tmp_path: Path) -> None:
 # Whole files
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize(("owner", "failing"), [(os, "fsync"), (Path, "replace")])
 def test_failed_save_leaves_the_old_file_and_no_other(
-    store: Store, monkeypatch: pytest.MonkeyPatch, failing: str
+    store: Store, monkeypatch: pytest.MonkeyPatch, owner: object, failing: str
 ) -> None:
     path = store.save("wan", profile(steps=2))
 
@@ -218,7 +218,7 @@ def test_failed_save_leaves_the_old_file_and_no_other(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, failing, fail)
+        patch.setattr(owner, failing, fail)
         with pytest.raises(OSError, match="disk full"):
             store.save("wan", profile(steps=3))
     assert store.load("wan").measured.steps == 2
@@ -238,7 +238,7 @@ store = Store(Path(sys.argv[2]))
 os.fsync = lambda file: os._exit(9)
 store.save("wan", store.load("wan"))
 """
-    ended = subprocess.run([sys.executable, "-P", "-c", script, str(ROOT), str(store.user_dir)], timeout=60)
+    ended = subprocess.run([sys.executable, "-I", "-c", script, str(ROOT), str(store.user_dir)], timeout=60)
     assert ended.returncode == 9
     assert store.load("wan").measured.steps == 2
     assert store.names() == ["wan"]

@@ -248,9 +248,12 @@ def test_switched_off_the_check_leaves_the_plan_as_it_is(bench: Bench, profiled:
 
 def test_cancelling_a_profile_keeps_nothing(bench: Bench):
     before = bench.files()
+    asked: list[Event] = []
 
     def cancel(event: Event) -> None:
-        if event.type == "progress" and event.data["value"] == 3:
+        """From the third step on: newer versions of ComfyUI do not tell of every step."""
+        if event.type == "progress" and event.data["value"] >= 3 and not asked:
+            asked.append(event)
             bench.server.client.interrupt()
 
     with pytest.raises(WorkflowInterrupted):

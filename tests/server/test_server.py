@@ -83,7 +83,7 @@ def test_a_cancelled_run_is_told_apart_from_an_error(server: ComfyServer):
     """ComfyUI looks for a cancellation before each node, so it comes while an earlier one is at work."""
     prompt = {
         "1": picture(1024),
-        "2": node("ImageBlur", image=["1", 0], blur_radius=31, sigma=10.0),
+        "2": node("ImageScale", image=["1", 0], upscale_method="lanczos", width=6144, height=6144, crop="disabled"),
         "3": node("PreviewImage", images=["2", 0]),
     }
 
