@@ -1,113 +1,100 @@
 // @ts-check
-/**
- * Two things that a run leaves on its node: the report, to be read, and the plan, to be saved with the workflow.
- *
- * The plan's widget has two values. What is saved is the plan of the last run. What is queued stays what the widget
- * held before that run filled it: with the new plan in the prompt, ComfyUI would take an unchanged workflow for a
- * changed one and sample again. A workflow that is loaded, or a plan that is typed or cleared, is queued as it stands.
- */
+/** What the pack adds to ComfyUI's front end: a panel on each of its nodes, two settings, a menu. */
 import { app } from "../../scripts/app.js";
+import { carry } from "./carry.js";
+import { html } from "./dom.js";
+import { after, allNodes, nodeAt, widgetOf } from "./graph.js";
+import { recall, remember } from "./memory.js";
+import { hasPanel, Panel, panelOf } from "./panel.js";
+import { profileButtons, profileMenu, tell } from "./profiles.js";
 
-/** @typedef {{ name: string, value: string, serialize?: boolean, serializeValue?: () => string, options: any }} Widget */
-/** @typedef {{ text?: string[], erta?: { plan?: string }[] }} Output */
-/**
- * @typedef {object} Node
- * @property {string} comfyClass
- * @property {Widget[]} [widgets]
- * @property {any} [subgraph]
- * @property {(output: Output | null) => void} [onExecuted]
- * @property {(name: string, type: string, element: HTMLElement, options: object) => Widget} addDOMWidget
- */
+/** @typedef {import("./graph.js").Node} Node */
+/** @typedef {import("./panel.js").Output} Output */
 
-const REPORTING = new Set(["ERTAProfile", "ERTALoadProfile", "ERTACachedSampler", "ERTACache", "ERTACompare"]);
-const REPORT = "erta_report";
+const LIVE = "ERTACache.LiveStrip";
+const TOASTS = "ERTACache.Toasts";
 
 app.registerExtension({
-  name: "ertacache.travel",
+  name: "ertacache.nodes",
+
+  settings: [
+    {
+      id: LIVE,
+      name: "Show the plan strip live, while a run goes on",
+      type: "boolean",
+      defaultValue: true,
+      category: ["ERTACache", "Nodes", "LiveStrip"],
+    },
+    {
+      id: TOASTS,
+      name: "Notify when a run did not go as wished",
+      type: "boolean",
+      defaultValue: true,
+      category: ["ERTACache", "Nodes", "Toasts"],
+    },
+  ],
+
+  init() {
+    document.head.append(html("link", { rel: "stylesheet", href: new URL("./ertacache.css", import.meta.url) }));
+  },
 
   setup() {
-    app.api.addEventListener("ertacache.step", (/** @type {any} */ { detail }) => {
-      const strip = detail.kinds.replaceAll("1", "■").replaceAll("0", "□");
-      show(nodeAt(detail.node), `■ computed  □ reused\n${strip}`);
-    });
-    app.api.addEventListener("ertacache.report", (/** @type {any} */ { detail }) => {
-      show(nodeAt(detail.node), detail.report.text);
-    });
+    const listen = (/** @type {string} */ name, /** @type {(detail: any) => void} */ hear) =>
+      app.api.addEventListener(`ertacache.${name}`, (/** @type {any} */ { detail }) => hear(detail));
+    const strip = (/** @type {string} */ id) => (isOn(LIVE) ? panelOf(nodeAt(id))?.strip : undefined);
+    listen("plan", ({ node, compute, sigmas }) => strip(node)?.plan(compute ?? "", sigmas));
+    listen("step", ({ node, kinds }) => strip(node)?.fill(kinds ?? ""));
+    listen("report", ({ node, report }) => ran(nodeAt(node), { text: [report.text], erta: [report] }));
   },
 
   /** @param {Node} node */
   nodeCreated(node) {
-    if (!REPORTING.has(node.comfyClass)) return;
-    addReport(node);
+    if (!hasPanel(node.comfyClass)) return;
+    new Panel(node, node.comfyClass === "ERTALoadProfile" ? profileButtons(() => node) : []);
     const plan = node.comfyClass === "ERTACachedSampler" ? widgetOf(node, "plan") : undefined;
     const fill = plan && carry(plan);
-    const before = node.onExecuted;
-    node.onExecuted = function (output) {
-      before?.call(this, output);
-      show(node, output?.text?.join("\n\n"));
-      fill?.(output?.erta?.at(-1)?.plan);
-    };
+    after(node, "onExecuted", (/** @type {Output | null} */ output) => {
+      if (!output) return;
+      ran(node, output);
+      fill?.(output.erta?.[output.erta.length - 1]?.plan);
+    });
   },
 
-  /** Outputs come back when a workflow's tab is opened again. @param {Record<string, Output>} outputs */
+  /** Nodes are made anew when a page, a tab or an earlier state is loaded. */
+  afterConfigureGraph() {
+    for (const node of allNodes()) {
+      const panel = panelOf(node);
+      const kept = panel && recall(node);
+      if (kept?.output) panel?.show(kept.output, kept.ran);
+      else panel?.refresh();
+    }
+  },
+
+  /** Outputs come back from ComfyUI's own memory of them. @param {Record<string, Output>} outputs */
   onNodeOutputsUpdated(outputs) {
-    for (const [id, output] of Object.entries(outputs)) show(nodeAt(id), output.text?.join("\n\n"));
+    for (const [id, output] of Object.entries(outputs)) {
+      const panel = panelOf(nodeAt(id));
+      if (panel && (output?.erta || output?.text)) panel.show(output, panel.ran);
+    }
+  },
+
+  /** @param {Node} node */
+  getNodeMenuItems(node) {
+    return node.comfyClass === "ERTALoadProfile" ? profileMenu(node) : [];
   },
 });
 
-/**
- * Gives the plan's widget its two values and returns the function that fills it.
- * @param {Widget} widget
- * @returns {(plan: string | undefined) => void}
- */
-function carry(widget) {
-  /** @type {string | undefined} */
-  let filled;
-  let queued = "";
-  widget.serializeValue = () => (widget.value === filled ? queued : widget.value);
-  widget.options.getMinHeight = widget.options.getMaxHeight = () => 50; // some KB of JSON: nobody reads it here
-  return (plan) => {
-    if (!plan) return;
-    if (widget.value !== filled) queued = widget.value;
-    filled = widget.value = plan;
-  };
+/** @param {string} id */
+function isOn(id) {
+  return app.extensionManager.setting.get(id) !== false;
 }
 
-/** A read-only text, the last widget, in neither the saved workflow nor the prompt. @param {Node} node */
-function addReport(node) {
-  const area = document.createElement("textarea");
-  area.className = "comfy-multiline-input";
-  area.style.cssText = "box-sizing: border-box; width: 100%; height: 100%; min-height: 80px"; // Nodes 2.0 gives no size
-  area.readOnly = true;
-  area.placeholder = "The report of the run appears here.";
-  area.setAttribute("aria-label", "ERTA report");
-  const widget = node.addDOMWidget(REPORT, REPORT, area, {
-    serialize: false, // not in the prompt
-    getValue: () => area.value,
-    setValue: (/** @type {string} */ text) => (area.value = text),
-    getMinHeight: () => 100,
-  });
-  widget.serialize = false; // not in the workflow
-}
-
-/** @param {Node | undefined} node @param {string | undefined} text */
-function show(node, text) {
-  const report = node && widgetOf(node, REPORT);
-  if (report && text) report.value = text;
-}
-
-/** @param {Node} node @param {string} name */
-function widgetOf(node, name) {
-  return node.widgets?.find((widget) => widget.name === name);
-}
-
-/** The node of an execution id, "1:2:3" inside subgraphs. @param {string} id @returns {Node | undefined} */
-function nodeAt(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node;
-  for (const step of id.split(":")) {
-    node = graph?.getNodeById(step);
-    graph = node?.subgraph;
-  }
-  return node;
+/** A run's output has come, from the sampler or from ComfyUI's cache. @param {Node | undefined} node @param {Output} output */
+function ran(node, output) {
+  const panel = panelOf(node);
+  if (!node || !panel || !(output.erta || output.text)) return;
+  const news = (output.erta ?? []).filter((report) => panel.isNews(report));
+  panel.show(output);
+  remember(node, { output, ran: panel.ran });
+  if (isOn(TOASTS)) for (const report of news) tell("warn", report.notes?.join(" ") || report.text);
 }
