@@ -1,0 +1,75 @@
+// @ts-check
+/** Nodes and their widgets: where they are, and how to listen to them without taking anything away. */
+import { app } from "../../scripts/app.js";
+
+/**
+ * @typedef {object} Widget
+ * @property {string} name
+ * @property {any} value
+ * @property {any} options
+ * @property {boolean} [serialize]
+ * @property {() => any} [serializeValue]
+ * @property {(...given: any[]) => any} [callback]
+ */
+/**
+ * @typedef {object} Node
+ * @property {number | string} id
+ * @property {string} comfyClass
+ * @property {any} graph
+ * @property {any} [subgraph]
+ * @property {Widget[]} [widgets]
+ * @property {{ name: string, link: number | null, widget?: { name: string } }[]} [inputs]
+ * @property {(slot: number) => Node | null} getInputNode
+ * @property {(name: string, type: string, element: HTMLElement, options: object) => Widget} addDOMWidget
+ */
+
+/** @returns {any} */
+export function rootGraph() {
+  return app.rootGraph ?? app.graph;
+}
+
+/** @param {Node} node @param {string} name */
+export function widgetOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+/**
+ * The node of an execution id ("1:2:3" inside subgraphs) or of a locator id (a subgraph's UUID, colon, the node's own).
+ * @param {string} id
+ * @returns {Node | undefined}
+ */
+export function nodeAt(id) {
+  let graph = rootGraph();
+  let node;
+  for (const step of String(id).split(":")) {
+    const inner = graph?.subgraphs?.get?.(step);
+    node = inner ? undefined : graph?.getNodeById(step);
+    graph = inner ?? node?.subgraph;
+  }
+  return node ?? undefined;
+}
+
+/** All nodes, those inside subgraphs too. @returns {Node[]} */
+export function allNodes() {
+  const root = rootGraph();
+  const graphs = [root, ...(root?.subgraphs?.values?.() ?? [])];
+  return graphs.flatMap((graph) => graph?.nodes ?? []);
+}
+
+/** Which workflow and which node in it, the same after a reload; "" where the node is in no graph yet. @param {Node} node */
+export function addressOf(node) {
+  const root = rootGraph();
+  if (!node.graph || !root?.id) return "";
+  const within = node.graph === root ? "" : `${node.graph.id}/`;
+  return `${root.id}/${within}${node.id}/${node.comfyClass}`;
+}
+
+/** Does more after a method or callback, whatever it did before. @param {any} owner @param {string} name @param {(...given: any[]) => void} more */
+export function after(owner, name, more) {
+  const before = owner[name];
+  owner[name] = function (/** @type {any[]} */ ...given) {
+    const result = before?.apply(this, given);
+    more(...given);
+    return result;
+  };
+}
