@@ -1,0 +1,239 @@
+"""What an artist sees and does on our nodes, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ertacache.demo.server import ComfyServer
+
+PROFILE = "for-the-browser"
+WATCH = """() => {
+  window.labels = [];
+  const strip = document.querySelector(".erta-strip");
+  new MutationObserver(() => window.labels.push(strip.getAttribute("aria-label")))
+    .observe(strip, { attributes: true, attributeFilter: ["aria-label"] });
+}"""
+REPORTED = "25 of 50 evaluations computed"
+
+
+def test_a_run_is_followed_told_and_shown_again(tab: Any, planned: dict[str, Any]):
+    tab.drop("planned.json", planned)
+    assert tab.words(".erta-forecast") == "25 of 50 steps computed · the error is known after a profile"
+    tab.set("seed", 1000 + tab.vue)
+    tab.evaluate(WATCH)
+    tab.queue()
+    tab.wait_for(".erta-headline", REPORTED)
+    assert tab.strip() == "25 of 50 computed"
+    labels = tab.evaluate("() => window.labels")
+    assert labels[0] == "planned: 25 of 50 computed"
+    assert any("of 50 done" in label for label in labels), labels
+    assert tab.page.locator(".erta-cell.done").count() == 50
+    assert "sigma" in tab.words(".erta-cell title")
+    assert "error about" in tab.words(".erta-forecast")
+
+    tab.evaluate(
+        "() => (window.asked = 0, window.fetch = ((plain) => (...all) => (window.asked++, plain(...all)))(fetch))"
+    )
+    tab.set("speed", 3.0)
+    assert tab.words(".erta-forecast").startswith("17 of 50 steps computed · error about ")
+    tab.set("steps", 20)
+    assert tab.words(".erta-forecast").startswith("7 of 20 steps computed")
+    assert tab.evaluate("() => window.asked") == 0, "no call to the server while a knob is turned"
+    tab.set("steps", 50)
+    tab.set("speed", 2.0)
+
+    assert "5" in tab.queue(), "nothing changed, so the server's cache serves it"
+    tab.wait_for(".erta-headline", REPORTED)
+    assert json.loads(tab.value("plan"))["compute"].count("1") == 25
+
+    tab.page.wait_for_timeout(1500)  # ComfyUI keeps drafts with a delay
+    tab.page.reload()
+    tab.wait_until_ready()
+    tab.wait_for(".erta-headline", REPORTED)
+    assert tab.strip() == "25 of 50 computed"
+
+
+def test_nothing_of_the_panel_is_saved_or_queued(tab: Any, planned: dict[str, Any]):
+    tab.drop("planned.json", planned)
+    sampler = next(node for node in tab.workflow()["nodes"] if node["type"] == "ERTACachedSampler")
+    drawn = next(node for node in planned["nodes"] if node["type"] == "ERTACachedSampler")
+    assert sampler["widgets_values"] == drawn["widgets_values"]
+    assert "erta_report" not in json.dumps(tab.prompt())
+
+
+def test_a_profile_is_drawn_and_read_by_keyboard(tab: Any, planned: dict[str, Any]):
+    tab.drop("planned.json", planned)
+    tab.add_loader()
+    tab.queue()
+    tab.page.wait_for_function("document.querySelectorAll('.erta-dot-median').length > 3")
+    assert tab.page.locator(".erta-curve").get_attribute("aria-label").startswith("Predicted error by speed: 1.25× ")
+    assert "Difference between evaluations" in tab.page.locator(".erta-map").get_attribute("aria-label")
+    assert tab.words(".erta-choice").startswith("2×: 25 of 50 computed")
+    slider = tab.page.locator(".erta-profile input")
+    slider.focus()
+    tab.page.keyboard.press("ArrowRight")
+    assert tab.words(".erta-choice").startswith("2.5×: 20 of 50 computed")
+    assert slider.get_attribute("aria-valuetext") == tab.words(".erta-choice")
+    tab.evaluate("() => document.querySelector('.erta-choice').textContent = ''")
+    tab.queue()
+    tab.wait_for(".erta-choice", "of 50 computed")
+    tab.page.wait_for_timeout(1500)
+    tab.page.reload()
+    tab.wait_until_ready()
+    tab.page.wait_for_function("document.querySelectorAll('.erta-dot-median').length > 3")
+
+
+def test_undo_copy_and_collapse_keep_the_panel(tab: Any, planned: dict[str, Any]):
+    tab.drop("planned.json", planned)
+    tab.queue()
+    tab.wait_for(".erta-headline", "evaluations computed")
+    tab.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    tab.set("speed", 4.0)
+    tab.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    tab.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
+    tab.wait_for(".erta-forecast", "25 of 50")
+    tab.wait_for(".erta-headline", "evaluations computed")
+    copied = """() => {
+      const node = app.graph.nodes.find((node) => node.comfyClass === "ERTACachedSampler");
+      app.canvas.deselectAll();
+      app.canvas.select(node);
+      app.canvas.copyToClipboard();
+      app.canvas.pasteFromClipboard();
+      node.collapse();
+      node.collapse();
+      return app.graph.nodes.filter((node) => node.comfyClass === "ERTACachedSampler").length;
+    }"""
+    assert tab.evaluate(copied) == 2
+    tab.page.wait_for_function("document.querySelectorAll('.erta-panel').length === 2")
+    assert tab.page.locator(".erta-headline").count() == 1, "the copy has not run yet"
+
+
+def test_inside_a_subgraph(profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]):
+    tab = open_tab(profiled)
+    tab.drop("planned.json", planned)
+    tab.set("seed", 77)
+    tab.evaluate("""() => {
+      const node = app.graph.nodes.find((node) => node.comfyClass === "ERTACachedSampler");
+      app.graph.convertToSubgraph(new Set([node]));
+    }""")
+    tab.queue()
+    report = """() => [...app.graph.subgraphs.values()][0].nodes.find((node) => node.comfyClass === "ERTACachedSampler")
+      .widgets.find((widget) => widget.name === "erta_report").value"""
+    assert "25 of 50 evaluations computed" in tab.evaluate(report)
+
+
+def test_another_tab_is_left_alone(profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]):
+    one, other = open_tab(profiled), open_tab(profiled)
+    for tab in (one, other):
+        tab.drop("planned.json", planned)
+    one.set("seed", 31)
+    one.queue()
+    one.wait_for(".erta-headline", REPORTED)
+    assert other.page.locator(".erta-headline").count() == 0
+
+
+def header(metadata: dict[str, str]) -> bytes:
+    text = json.dumps({"__metadata__": metadata}).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+def test_profiles_are_exported_imported_renamed_and_deleted(
+    tab: Any, planned: dict[str, Any], profiled: ComfyServer, tmp_path: Path
+):
+    folder = profiled.base / "user" / "default" / "ertacache"
+    tab.drop("planned.json", planned)
+    tab.add_loader()
+    page = tab.page
+    content = """() => {
+      const node = app.graph.nodes.find((node) => node.comfyClass === "ERTALoadProfile");
+      return app.collectNodeMenuItems(node).map((item) => item?.content ?? "");
+    }"""
+    assert "ERTA profile: Export" in tab.evaluate(content)
+    with page.expect_download() as download:
+        press(tab, "Export")
+    exported = tmp_path / f"imported-{tab.vue}.safetensors"
+    download.value.save_as(exported)
+    assert exported.read_bytes() == (folder / f"{PROFILE}.safetensors").read_bytes()
+
+    pick(tab, {"name": "wrong.safetensors", "mimeType": "", "buffer": header({"format": "pt"})})
+    page.get_by_text("wrong.safetensors is not an ERTA profile.").first.wait_for()
+    assert not (folder / "wrong.safetensors").exists()
+    pick(tab, str(exported))
+    page.get_by_text(f"Profile imported-{tab.vue} is ready.").first.wait_for()
+    assert tab.value("name", "ERTALoadProfile") == f"imported-{tab.vue}"
+    assert (folder / exported.name).read_bytes() == exported.read_bytes()
+
+    press(tab, "Rename…")
+    box = page.locator(".p-dialog input")
+    box.fill("a name/with folders")
+    box.press("Enter")
+    page.get_by_text("cannot name a profile").first.wait_for()
+    press(tab, "Rename…")
+    page.locator(".p-dialog input").fill(f"renamed-{tab.vue}")
+    page.locator(".p-dialog input").press("Enter")
+    page.get_by_text(f"is called renamed-{tab.vue} now").first.wait_for()
+    assert (folder / f"renamed-{tab.vue}.safetensors").exists() and not (folder / exported.name).exists()
+
+    press(tab, "Delete…")
+    page.locator(".p-dialog button").filter(has_text="Delete").click()
+    page.get_by_text(f"Profile renamed-{tab.vue} is gone.").first.wait_for()
+    assert not (folder / f"renamed-{tab.vue}.safetensors").exists()
+    assert tab.value("name", "ERTALoadProfile") == PROFILE
+
+
+def press(tab: Any, name: str) -> None:
+    tab.page.locator(".erta-tools button").filter(has_text=name).first.dispatch_event("click")
+
+
+def pick(tab: Any, file: Any) -> None:
+    with tab.page.expect_file_chooser() as chooser:
+        press(tab, "Import…")
+    chooser.value.set_files(file)
+
+
+@pytest.mark.parametrize(
+    ("knob", "words"),
+    [
+        ({"speed": 1}, "Every step is computed: no error, no gain."),
+        ({"speed": 2, "evaluations": 25}, "12 of 25 steps computed · the error is known after a profile"),
+        ({"speed": 10, "evaluations": 6}, "2 of 6 steps computed · the error is known after a profile"),
+        ({"speed": 2}, "50% of the steps computed · the error is known after a profile"),
+        ({"speed": 2, "fixed": True}, "The preset or threshold decides which steps are computed."),
+        ({"speed": 3, "evaluations": 12, "curve": True}, "4 of 12 steps computed · error about 2%, at worst 4%"),
+        ({"speed": 8, "evaluations": 16, "curve": True}, "2 of 16 steps computed · error above 4%"),
+        ({"speed": 1.1, "evaluations": 100, "curve": True}, "91 of 100 steps computed · error below 1%"),
+    ],
+)
+def test_the_forecast_in_words(ready: Any, knob: dict[str, Any], words: str):
+    """On a curve of 1% where 5 of 12 are computed and 4% where 3 of 12 are: halfway lie 2%."""
+    points = [(5, 0.01, 0.02), (3, 0.04, 0.08)]
+    curve = [{"speed": 12 / c, "computed": c, "of": 12, "median": m, "worst": w} for c, m, w in points]
+    given = {**knob, "curve": curve if knob.get("curve") else []}
+    code = "async (knob) => (await import('/extensions/ertacache/forecast.js')).forecast(knob)"
+    assert ready.evaluate(code, given) == words
+
+
+@pytest.mark.parametrize("name", ["../x", "", ".x", "x.", "CON", "nul.txt", "x" * 65, "a b", "é", "a/b", "name\n"])
+def test_a_hostile_name_is_refused_by_the_browser(ready: Any, name: str):
+    code = """async (name) => {
+      const { checkedName } = await import('/extensions/ertacache/profiles.js');
+      try { return checkedName(name); } catch { return null; }
+    }"""
+    assert ready.evaluate(code, name) is None
+    assert ready.evaluate(code, "Good-name_1.5") == "Good-name_1.5"
+
+
+@pytest.fixture(scope="module")
+def ready(browser: Any, profiled: ComfyServer) -> Any:
+    """A page with the modules loaded, for what needs no workflow."""
+    page = browser.new_page()
+    page.goto(profiled.url)
+    page.wait_for_function("window.app?.vueAppReady")
+    yield page
+    page.close()
