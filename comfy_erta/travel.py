@@ -12,6 +12,7 @@ from .session import Start
 logger = logging.getLogger("ertacache")
 
 _INTERVAL = 0.1  # seconds between live events: more than 10 a second only costs
+_CARRIERS = ("ERTACachedSampler", "ERTACache")  # the nodes with a widget for the plan
 
 
 class Progress:
@@ -41,27 +42,43 @@ def send_report(node_id: str | None, report: Report) -> None:
     _send("ertacache.report", {"node": node_id, "report": report.as_dict()})
 
 
-def _send(event: str, content: dict[str, Any]) -> None:
+def _server() -> Any:
     from server import PromptServer  # ComfyUI's; there is none where its nodes run without a server
 
-    running = getattr(PromptServer, "instance", None)
+    return getattr(PromptServer, "instance", None)
+
+
+def _send(event: str, content: dict[str, Any]) -> None:
+    running = _server()
     if running is not None:
         running.send_sync(event, content, running.client_id)
 
 
-def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str) -> None:
+def running_pnginfo() -> dict[str, Any] | None:
+    """What save nodes of the prompt that is running now will write; None where that is not known for sure.
+
+    For a model patch, which ComfyUI may serve from its cache while the sampler behind it runs in a later prompt.
+    """
+    running = _server()
+    prompts = running.prompt_queue.get_current_queue_volatile()[0] if running is not None else []
+    extra_data = prompts[0][3] if len(prompts) == 1 else None
+    return extra_data.get("extra_pnginfo") if isinstance(extra_data, dict) else None
+
+
+def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str, place: int) -> None:
     """Put the plan into our node's widget in the workflow that save nodes of this run will write.
 
-    Later runs get it from the browser, which fills the widget; this is for the file of the first one. ``plan`` is the
-    last widget. Whatever does not look as expected is left alone.
+    Later runs get it from the browser, which fills the widget; this is for the file of the first one. ``place``: of
+    the widget among the node's values, from the end, since front ends add values of their own before it. Whatever does
+    not look as expected is left alone.
     """
     workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
     node = _find_node(workflow, str(node_id).split(":")) if plan else None
-    if node is None or node.get("type") != "ERTACachedSampler":
+    if node is None or node.get("type") not in _CARRIERS:
         return
     values = node.get("widgets_values")
-    if isinstance(values, list) and values and isinstance(values[-1], str):
-        values[-1] = plan
+    if isinstance(values, list) and len(values) >= -place and isinstance(values[place], str):
+        values[place] = plan
     named = node.get("widgets_values_named")
     if isinstance(named, dict) and "plan" in named:
         named["plan"] = plan

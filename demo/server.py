@@ -132,6 +132,8 @@ class ComfyServer:
     def _launch(self) -> None:
         options = ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch", "--disable-api-nodes"]
         options += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
+        front_end = os.environ.get("COMFYUI_FRONT_END")  # another one than is installed: its folder "static"
+        options += ["--front-end-root", front_end] if front_end else []
         command = [sys.executable, str(self.comfy / "main.py"), *self._device, *options, *self._args]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(

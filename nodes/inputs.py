@@ -162,6 +162,12 @@ def _advanced_inputs() -> list[Any]:
     ]
 
 
+def plan_place() -> int:
+    """Where the plan stands among a node's widget values, from the end: all inputs behind it are widgets."""
+    names = [given.id for given in _advanced_inputs()]
+    return names.index("plan") - len(names)
+
+
 def wish_from(model: Any, values: dict[str, Any]) -> Wish:
     """The wish that the inputs of ``cache_inputs`` express; values may lack the optional ones."""
     mode = values["mode"]

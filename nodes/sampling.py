@@ -12,9 +12,9 @@ from ..comfy_erta.report import Report
 from ..comfy_erta.session import attach, attached_task
 from ..comfy_erta.store import default_store
 from ..comfy_erta.tasks import Caching
-from ..comfy_erta.travel import Progress, complete_workflow, send_report
+from ..comfy_erta.travel import Progress, complete_workflow, running_pnginfo, send_report
 from ..erta.planner import adjusted_schedule
-from .inputs import CATEGORY, cache_inputs, ksampler_inputs, wish_from
+from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, wish_from
 from .profiling import render
 from .view import report_ui
 
@@ -46,7 +46,7 @@ class ERTACachedSampler(io.ComfyNode):
         task = _caching(model, inputs, reports.append)
         latent = render(attach(model, task, Progress(cls.hidden.unique_id)), {k: inputs[k] for k in _KSAMPLER})
         if reports:
-            complete_workflow(cls.hidden.extra_pnginfo, cls.hidden.unique_id, reports[-1].plan)
+            complete_workflow(cls.hidden.extra_pnginfo, cls.hidden.unique_id, reports[-1].plan, plan_place())
         return io.NodeOutput(latent, ui=report_ui(reports))
 
 
@@ -74,7 +74,12 @@ class ERTACache(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
-        task = _caching(model, inputs, lambda report: send_report(node_id, report))
+
+        def tell(report: Report) -> None:
+            send_report(node_id, report)
+            complete_workflow(running_pnginfo(), node_id, report.plan, plan_place())
+
+        task = _caching(model, inputs, tell)
         return io.NodeOutput(attach(model, task, Progress(node_id)))
 
 

@@ -14,6 +14,9 @@ import { profileButtons, profileMenu, tell } from "./profiles.js";
 const LIVE = "ERTACache.LiveStrip";
 const TOASTS = "ERTACache.Toasts";
 
+/** @type {WeakMap<Node, (plan: string | undefined) => void>} what fills the widget of the plan */
+const fills = new WeakMap();
+
 app.registerExtension({
   name: "ertacache.nodes",
 
@@ -51,13 +54,9 @@ app.registerExtension({
   nodeCreated(node) {
     if (!hasPanel(node.comfyClass)) return;
     new Panel(node, node.comfyClass === "ERTALoadProfile" ? profileButtons(() => node) : []);
-    const plan = node.comfyClass === "ERTACachedSampler" ? widgetOf(node, "plan") : undefined;
-    const fill = plan && carry(plan);
-    after(node, "onExecuted", (/** @type {Output | null} */ output) => {
-      if (!output) return;
-      ran(node, output);
-      fill?.(output.erta?.[output.erta.length - 1]?.plan);
-    });
+    const plan = widgetOf(node, "plan");
+    if (plan) fills.set(node, carry(plan));
+    after(node, "onExecuted", (/** @type {Output | null} */ output) => output && ran(node, output));
   },
 
   /** Nodes are made anew when a page, a tab or an earlier state is loaded. */
@@ -67,6 +66,7 @@ app.registerExtension({
       const kept = panel && recall(node);
       if (kept?.output) panel?.show(kept.output, kept.ran);
       else panel?.refresh();
+      panel?.takePlace();
     }
   },
 
@@ -96,5 +96,6 @@ function ran(node, output) {
   const news = (output.erta ?? []).filter((report) => panel.isNews(report));
   panel.show(output);
   remember(node, { output, ran: panel.ran });
+  fills.get(node)?.(output.erta?.[output.erta.length - 1]?.plan);
   if (isOn(TOASTS)) for (const report of news) tell("warn", report.notes?.join(" ") || report.text);
 }

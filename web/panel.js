@@ -79,6 +79,14 @@ export class Panel {
     panels.delete(this.node);
   }
 
+  /**
+   * Nodes 2.0 keeps the frame of a node that an undo builds anew, and with it the old node's element: take its place.
+   */
+  takePlace() {
+    if (this.element.isConnected || this.node.graph !== app.canvas?.graph) return;
+    document.querySelector(`[data-node-id="${CSS.escape(String(this.node.id))}"] .erta-panel`)?.replaceWith(this.element);
+  }
+
   /** What an executed event or ComfyUI's own memory of one holds. @param {Output} output @param {Record<string, any>} [ran] */
   show(output, ran = this.knobs()) {
     const content = output.erta?.[output.erta.length - 1];

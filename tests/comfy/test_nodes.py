@@ -191,7 +191,8 @@ def test_a_preset_on_another_model_than_its_own_is_remarked(comfy_pack, model_cl
 
 def workflow(node_type: str = "ERTACachedSampler") -> dict[str, Any]:
     """UI format: a sampler as node 7, and one as node 2 of a subgraph in a subgraph, executed as 1:5:2."""
-    sampler = {"type": node_type, "widgets_values": [0, "fixed", ""], "widgets_values_named": {"plan": "", "seed": 0}}
+    values = [0, "fixed", "", True]
+    sampler = {"type": node_type, "widgets_values": values, "widgets_values_named": {"plan": "", "seed": 0}}
     return {
         "nodes": [{"id": 1, "type": "outer"}, {"id": 7, **copy.deepcopy(sampler)}],
         "definitions": {
@@ -206,22 +207,34 @@ def workflow(node_type: str = "ERTACachedSampler") -> dict[str, Any]:
 def complete(extra_pnginfo: Any, node_id: Any, plan: str = "the plan") -> None:
     from ertacache.comfy_erta.travel import complete_workflow
 
-    complete_workflow(extra_pnginfo, node_id, plan)
+    complete_workflow(extra_pnginfo, node_id, plan, -2)
 
 
-def test_the_plan_reaches_the_nodes_widget(comfy_pack):
-    saved = workflow()
+@pytest.mark.parametrize("node_type", ["ERTACachedSampler", "ERTACache"])
+def test_the_plan_reaches_the_nodes_widget(comfy_pack, node_type):
+    saved = workflow(node_type)
     complete({"workflow": saved}, "7")
-    assert saved["nodes"][1]["widgets_values"] == [0, "fixed", "the plan"]
+    assert saved["nodes"][1]["widgets_values"] == [0, "fixed", "the plan", True]
     assert saved["nodes"][1]["widgets_values_named"] == {"plan": "the plan", "seed": 0}
-    assert saved["definitions"] == workflow()["definitions"]
+    assert saved["definitions"] == workflow(node_type)["definitions"]
+
+
+def test_the_place_of_the_plan_is_that_of_its_widget(comfy_pack):
+    """Inputs without a socket type of their own are widgets, and all behind the plan are."""
+    from ertacache.nodes.inputs import plan_place
+    from ertacache.nodes.sampling import ERTACache, ERTACachedSampler
+
+    for node in (ERTACachedSampler, ERTACache):
+        inputs = node.define_schema().inputs
+        assert inputs[plan_place()].id == "plan"
+        assert {i.io_type for i in inputs[plan_place() :]} <= {"STRING", "BOOLEAN", "INT", "FLOAT", "COMBO"}
 
 
 def test_the_plan_reaches_a_node_in_nested_subgraphs(comfy_pack):
     saved = workflow()
     complete({"workflow": saved}, "1:5:2")
     inner = saved["definitions"]["subgraphs"][1]["nodes"][0]
-    assert inner["widgets_values"][-1] == inner["widgets_values_named"]["plan"] == "the plan"
+    assert inner["widgets_values"][-2] == inner["widgets_values_named"]["plan"] == "the plan"
     assert saved["nodes"] == workflow()["nodes"]
 
 
@@ -239,7 +252,7 @@ def test_a_foreign_node_and_an_empty_plan_change_nothing(comfy_pack):
     assert foreign == workflow("KSampler") and ours == workflow()
 
 
-@pytest.mark.parametrize("values", [None, [], [0, "fixed", 3], {"plan": ""}, "text"])
+@pytest.mark.parametrize("values", [None, [], [""], [0, "fixed", 3, True], {"plan": ""}, "text"])
 def test_widget_values_of_another_form_are_left_alone(comfy_pack, values):
     saved = workflow()
     saved["nodes"][1]["widgets_values"] = values

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from ertacache.demo.browser import launch, what_is_missing
 from ertacache.demo.server import ComfyServer
 from ertacache.demo.workflows import ui_to_api
 
-CHROMIUM = Path("/usr/bin/chromium")
 GRAPHS = Path(__file__).resolve().parents[2] / "demo" / "graphs"
 PATIENCE = 90_000  # milliseconds: the machine may be busy with other things
 PROFILE = "for-the-browser"
@@ -139,17 +139,15 @@ class Tab:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    reason = "" if CHROMIUM.exists() else f"no {CHROMIUM}: apt install chromium"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        reason = "no playwright: pip install -r demo/requirements-dev.txt"
+    reason = what_is_missing()
     if reason and "CI" in os.environ:
         pytest.fail(reason)
     if reason:
         pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        launched = launch(playwright)
         yield launched
         launched.close()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,15 +12,95 @@ import torch
 
 from ertacache.demo.server import ComfyServer
 
+SAVED_IN = {
+    "SaveAnimatedWEBP": "webp",
+    "SaveImage": "png",
+    "SaveWEBM": "webm",
+    "SaveVideo": "mp4",
+    "SaveLatent": "latent",
+}
+KINDS = {
+    "json": "application/json",
+    "webp": "image/webp",
+    "png": "image/png",
+    "webm": "video/webm",
+    "mp4": "video/mp4",
+    "latent": "",
+}
+
+# The demo's graph saves WebP and latent; here all else that carries a workflow is saved as well.
+SAVE_MORE = """() => {
+  const decode = app.graph.nodes.find((node) => node.comfyClass === "ERTADemoDecode");
+  const add = (type, from, input) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = [1700, 200 * app.graph.nodes.length - 1200];
+    app.graph.add(node);
+    from.connect(0, node, input);
+    return node;
+  };
+  add("SaveImage", decode, "images");
+  add("SaveWEBM", decode, "images");
+  add("SaveVideo", add("CreateVideo", decode, "images"), "video");
+}"""
+
+# ERTA Cache and a KSampler instead of ERTA Cached Sampler.
+PATCH_INSTEAD = """() => {
+  const ours = app.graph.nodes.find((node) => node.comfyClass === "ERTACachedSampler");
+  const plain = LiteGraph.createNode("KSampler");
+  const patch = LiteGraph.createNode("ERTACache");
+  plain.pos = [800, 0];
+  patch.pos = [800, 400];
+  app.graph.add(plain);
+  app.graph.add(patch);
+  const values = (node) => Object.fromEntries(node.widgets.map((widget) => [widget.name, widget.value]));
+  const given = values(ours);
+  for (const widget of plain.widgets) if (widget.name in given) widget.value = given[widget.name];
+  ours.getInputNode(ours.findInputSlot("model")).connect(0, patch, "model");
+  patch.connect(0, plain, "model");
+  for (const name of ["positive", "negative", "latent_image"])
+    ours.getInputNode(ours.findInputSlot(name)).connect(0, plain, name);
+  for (const type of ["ERTADemoDecode", "SaveLatent"])
+    plain.connect(0, app.graph.nodes.find((node) => node.comfyClass === type), "samples");
+  app.graph.remove(ours);
+}"""
+
 
 @pytest.fixture(scope="module")
-def stranger(server: ComfyServer) -> Iterator[ComfyServer]:
+def stranger() -> Iterator[ComfyServer]:
     """Another machine: the pack and the model, but no profile."""
     from ertacache.tests.web.conftest import greet
 
     with ComfyServer() as other:
         greet(other)
         yield other
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
+def strangers_tab(request: pytest.FixtureRequest, stranger: ComfyServer, browser: Any) -> Iterator[Any]:
+    from ertacache.tests.web.conftest import Tab
+
+    tab = Tab(browser.new_page(), stranger.url, request.param)
+    yield tab
+    tab.page.close()
+    assert tab.complaints == []
+
+
+def run_and_collect(tab: Any, server: ComfyServer, turn: str) -> tuple[dict[str, bytes], list[str]]:
+    """Queue; what the save nodes wrote, and the types of the nodes that were served from the cache."""
+    types = {str(node["id"]): node["type"] for node in tab.workflow()["nodes"]}
+    for type_ in set(types.values()) & set(SAVED_IN):
+        tab.set("filename_prefix", f"shared/{turn}", type_)
+    served = [types[key] for key in tab.queue()]
+    found = {}
+    for key, output in tab.outputs().items():
+        if types[key] in SAVED_IN:
+            (entry,) = output.get("latents") or output["images"][:1]
+            found[f"{turn}.{SAVED_IN[types[key]]}"] = server.client.view(**entry)
+    return found, served
+
+
+def latent_in(content: bytes) -> torch.Tensor:
+    return safetensors.torch.load(content)["latent_tensor"]
 
 
 @pytest.fixture(scope="module")
@@ -29,42 +110,80 @@ def saved(profiled: ComfyServer, browser: Any, planned: dict[str, Any]) -> dict[
 
     tab = Tab(browser.new_page(), profiled.url)
     tab.drop("planned.json", planned)
+    tab.evaluate(SAVE_MORE)
     tab.set("seed", 4242)
+    first, served = run_and_collect(tab, profiled, "first")
+    assert "ERTACachedSampler" not in served
+    cached, served = run_and_collect(tab, profiled, "cached")
+    assert "ERTACachedSampler" in served
+    found = {**first, **cached, "drawn.json": json.dumps(tab.workflow()).encode()}
+    tab.page.close()
+    return {**found, "reference": latent_in(first["first.latent"])}
+
+
+def render_dropped(stranger: ComfyServer, tab: Any, name: str, content: bytes) -> torch.Tensor:
+    """Drop the file where the profile is missing, queue, and return the latent."""
+    stranger.client._request("/free", {"unload_models": True, "free_memory": True})  # nothing from the run before
+    tab.drop(name, content, KINDS[name.split(".")[-1]])
+    found, served = run_and_collect(tab, stranger, "again")
+    assert not {"ERTACachedSampler", "KSampler"} & set(served)
+    tab.wait_for(".erta-headline", "25 of 50 evaluations computed")
+    tab.wait_for(".erta-notes", "Plan carried by the workflow")
+    return latent_in(found["again.latent"])
+
+
+# A file is read the same way in both renderers, so the second one gets only some of them.
+CANVAS = ["drawn.json", *(f"first.{kind}" for kind in SAVED_IN.values()), "cached.webp", "cached.mp4"]
+VUE = ["drawn.json", "first.webm", "cached.webp"]
+DROPS = [(False, name) for name in CANVAS] + [(True, name) for name in VUE]
+
+
+@pytest.mark.parametrize(
+    ("strangers_tab", "name"),
+    DROPS,
+    ids=[f"{'vue' if vue else 'canvas'}-{name}" for vue, name in DROPS],
+    indirect=["strangers_tab"],
+)
+def test_a_dropped_file_renders_the_same(stranger: ComfyServer, strangers_tab: Any, saved: dict[str, Any], name: str):
+    latent = render_dropped(stranger, strangers_tab, name, saved[name])
+    assert strangers_tab.value("seed") == 4242
+    assert torch.equal(latent, saved["reference"])
+
+
+@pytest.fixture(scope="module")
+def patched(profiled: ComfyServer, browser: Any, planned: dict[str, Any]) -> dict[str, Any]:
+    """The same of a model patch, whose second run has another seed: the patch is served, the sampler runs."""
+    from ertacache.tests.web.conftest import Tab
+
+    tab = Tab(browser.new_page(), profiled.url)
+    tab.drop("planned.json", planned)
+    tab.evaluate(PATCH_INSTEAD)
     found = {}
-    for turn in ("first", "cached"):
-        tab.set("filename_prefix", f"shared/{turn}", "SaveAnimatedWEBP")
-        tab.set("filename_prefix", f"shared/{turn}", "SaveLatent")
-        served = tab.queue()
-        assert ("5" in served) == (turn == "cached")
-        shown = tab.outputs()
-        (image,), (latent,) = (shown[key][kind] for key, kind in (("7", "images"), ("8", "latents")))
-        found[f"{turn}.webp"] = profiled.client.view(**image)
-        found[f"{turn}.latent"] = profiled.client.view(**latent)
-    found["drawn.json"] = tab.workflow()
-    found["reference"] = safetensors.torch.load(found["first.latent"])["latent_tensor"]
+    for turn, seed in (("first", 77), ("second", 78)):
+        tab.set("seed", seed, "KSampler")
+        files, served = run_and_collect(tab, profiled, turn)
+        assert "KSampler" not in served and ("ERTACache" in served) == (turn == "second")
+        found[turn] = files[f"{turn}.webp"], latent_in(files[f"{turn}.latent"])
     tab.page.close()
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("drawn.json", "application/json"),
-        ("first.webp", "image/webp"),
-        ("cached.webp", "image/webp"),
-        ("cached.latent", ""),
-    ],
-)
-def test_a_dropped_file_renders_the_same(
-    stranger: ComfyServer, open_tab: Callable[..., Any], saved: dict[str, Any], name: str, kind: str
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_a_file_of_a_model_patch_renders_the_same(
+    stranger: ComfyServer, strangers_tab: Any, patched: dict[str, Any], turn: str
 ):
-    stranger.client._request("/free", {"unload_models": True, "free_memory": True})  # nothing from the run before
-    tab = open_tab(stranger)
-    tab.drop(name, saved[name], kind)
-    assert tab.value("seed") == 4242
-    tab.queue()
-    tab.wait_for(".erta-headline", "25 of 50 evaluations computed")
-    tab.wait_for(".erta-notes", "Plan carried by the workflow")
-    (entry,) = tab.outputs()["8"]["latents"]
-    latent = safetensors.torch.load(stranger.client.view(**entry))["latent_tensor"]
-    assert torch.equal(latent, saved["reference"])
+    content, reference = patched[turn]
+    assert torch.equal(render_dropped(stranger, strangers_tab, f"{turn}.webp", content), reference)
+
+
+@pytest.mark.parametrize("strangers_tab", [True], ids=["vue"], indirect=True)
+def test_a_workflow_in_which_nothing_was_set_works_as_well(
+    stranger: ComfyServer, strangers_tab: Any, planned: dict[str, Any]
+):
+    """The last test: it leaves a profile with the stranger. The first render records it, the second is fast."""
+    tab = strangers_tab
+    for seed, told in ((5, "All 50 evaluations computed"), (6, "25 of 50 evaluations computed")):
+        tab.drop("planned.json", planned)
+        tab.set("seed", seed)
+        tab.queue()
+        tab.wait_for(".erta-headline", told)
