@@ -49,6 +49,7 @@ class ComfyServer:
         base: Path | None = None,
         *,
         nodes: Mapping[str, Path] | None = None,
+        folder: str = "ertacache",
         args: Sequence[str] = (),
         comfy: Path | None = None,
         cpu: bool = True,
@@ -56,11 +57,12 @@ class ComfyServer:
     ):
         """`base`: kept afterwards if given, else temporary. `nodes`: more packs, folder name -> source.
 
+        `folder`: this pack's own name under custom_nodes; the registry's id, or the repository's after a git clone.
         `args`: more of ComfyUI's options, such as "--cache-none". `comfy`: another ComfyUI than `locate()` finds.
         """
         self.comfy = comfy or locate()
         self._given_base = base.resolve() if base else None
-        self._nodes = {**standard_nodes(), **(nodes or {})}
+        self._nodes = {**standard_nodes(folder), **(nodes or {})}
         self._args = tuple(args)
         self._device = ("--cpu",) if cpu else ()
         self._start_timeout = start_timeout
@@ -208,9 +210,9 @@ class ComfyServer:
         shutil.rmtree(self.base, ignore_errors=True)
 
 
-def standard_nodes() -> dict[str, Path]:
+def standard_nodes(folder: str = "ertacache") -> dict[str, Path]:
     """The packs every server gets: this one, and the tiny model's companion nodes."""
-    return {"ertacache": ROOT, "erta_demo": ROOT / "demo" / "tiny_wan"}
+    return {folder: ROOT, "erta_demo": ROOT / "demo" / "tiny_wan"}
 
 
 def fill_base(base: Path, nodes: Mapping[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,3 +25,34 @@ def test_the_pack_is_loaded_once_under_one_name(comfy_pack: ModuleType):
     assert hasattr(comfy_pack, "comfy_entrypoint")
     assert importlib.import_module("ertacache") is comfy_pack
     assert "erta" not in sys.modules, "import ertacache.erta, not erta: a second copy would have classes of its own"
+
+
+LOAD = """
+import importlib.util, pathlib, sys
+root = pathlib.Path(sys.argv[1])
+spec = importlib.util.spec_from_file_location("any name", root / "__init__.py", submodule_search_locations=[str(root)])
+module = importlib.util.module_from_spec(spec)
+sys.modules["any name"] = module
+spec.loader.exec_module(module)
+"""
+
+
+def load_in(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Load the pack as ComfyUI does, in a process that has this folder to import from."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-P", "-c", LOAD, str(root)]
+    return subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True)
+
+
+def test_an_old_comfyui_is_told_in_one_line_which_version_is_needed(tmp_path: Path):
+    """One from before comfy_api, as far as the pack looks."""
+    (tmp_path / "folder_paths.py").touch()
+    done = load_in(tmp_path)
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: ERTACache needs ComfyUI 0.3.75 or newer (its comfy_api.latest is missing): update ComfyUI."
+    )
+
+
+def test_without_comfyui_there_is_nothing_to_load_and_nothing_is_said(tmp_path: Path):
+    done = load_in(tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

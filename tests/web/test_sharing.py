@@ -67,10 +67,10 @@ PATCH_INSTEAD = """() => {
 
 @pytest.fixture(scope="module")
 def stranger() -> Iterator[ComfyServer]:
-    """Another machine: the pack and the model, but no profile."""
+    """Another machine: the model and the pack, cloned by git into a folder of another name, but no profile."""
     from ertacache.tests.web.conftest import greet
 
-    with ComfyServer() as other:
+    with ComfyServer(folder="ComfyUI-ERTACache") as other:
         greet(other)
         yield other
 
@@ -174,6 +174,18 @@ def test_a_file_of_a_model_patch_renders_the_same(
 ):
     content, reference = patched[turn]
     assert torch.equal(render_dropped(stranger, strangers_tab, f"{turn}.webp", content), reference)
+
+
+@pytest.mark.parametrize("strangers_tab", [True], ids=["vue"], indirect=True)
+def test_the_folders_name_does_not_matter(strangers_tab: Any, planned: dict[str, Any]):
+    strangers_tab.drop("planned.json", planned)
+    code = """() => ({
+      sheets: [...document.styleSheets].map((sheet) => sheet.href ?? "").filter((href) => href.includes("ertacache")),
+      display: getComputedStyle(document.querySelector(".erta-panel")).display,
+    })"""
+    found = strangers_tab.evaluate(code)
+    assert [href.split("/extensions/")[1] for href in found["sheets"]] == ["ComfyUI-ERTACache/ertacache.css"]
+    assert found["display"] == "flex", "the sheet is in force"
 
 
 @pytest.mark.parametrize("strangers_tab", [True], ids=["vue"], indirect=True)
