@@ -71,7 +71,7 @@ def measure_profile(
     def keep(what: Measured, found: tuple[Table, ...]) -> str:
         measured.append(what)
         tables.append(found)
-        return f"run {len(tables)} recorded"
+        return "" if len(tables) < runs else f"{runs} run{'s'[: runs > 1]} recorded"
 
     def report(found: Report) -> None:
         reports.append(found)

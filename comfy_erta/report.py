@@ -49,7 +49,7 @@ class Report:
             each = f"{_milliseconds(self.seconds_computed, self.computed)} computed"
             each += f", {_milliseconds(self.seconds_reused, self.reused)} reused"
             lines.append(f"{self.seconds:.1f} s, {self.speed_up:.2f}x faster than computing all ({each} each)")
-            lines.append(f"cache {self.cache_bytes / 2**20:.1f} MB")
+            lines.append(f"cache {_amount(self.cache_bytes)}")
         if self.predicted_error:
             median, worst = self.predicted_error
             lines.append(f"predicted error {median:.2%} of the latent, worst recorded run {worst:.2%}")
@@ -58,3 +58,8 @@ class Report:
 
 def _milliseconds(seconds: float, count: int) -> str:
     return f"{1000.0 * seconds / max(count, 1):.3g} ms"
+
+
+def _amount(size: int) -> str:
+    value, unit = (size / 2**10, "KB") if size < 1e5 else (size / 2**20, "MB")
+    return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"

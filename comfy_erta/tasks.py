@@ -37,8 +37,8 @@ class ProfileMismatch(ValueError):
 class Recording:
     """Let everything be computed and measure it.
 
-    on_tables gets what a run that went as foreseen has measured, and returns a line for the report; on_features the
-    recorded features themselves, to be let go soon.
+    on_tables gets what a run that went as foreseen has measured, and returns a line for the report, or "" for none;
+    on_features the recorded features themselves, to be let go soon.
     """
 
     level: str
@@ -62,7 +62,7 @@ class Recording:
                 self.on_features(start.observer.features())
             except IncompleteRecording as incomplete:
                 note = f"nothing recorded: {incomplete}"
-        self.on_report(replace(report, notes=(*report.notes, note)))
+        self.on_report(replace(report, notes=(*report.notes, *filter(None, [note]))))
 
 
 @dataclass(frozen=True)

@@ -50,3 +50,9 @@ export function duration(seconds) {
   if (seconds >= 90) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
   return seconds >= 1 ? `${seconds.toFixed(1)} s` : `${Number((1000 * seconds).toPrecision(2))} ms`;
 }
+
+/** 41943040 as "40 MB". @param {number} bytes */
+export function amount(bytes) {
+  const [size, unit] = bytes < 1e5 ? [bytes / 2 ** 10, "KB"] : [bytes / 2 ** 20, "MB"];
+  return `${size < 10 ? Number(size.toPrecision(2)) : Math.round(size)} ${unit}`;
+}

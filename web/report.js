@@ -1,6 +1,6 @@
 // @ts-check
 /** A run's report, laid out: what was gained, what it rests on, what to know. */
-import { duration, html, percent, times } from "./dom.js";
+import { amount, duration, html, percent, times } from "./dom.js";
 
 /**
  * @typedef {object} Report
@@ -50,7 +50,7 @@ function facts(report) {
   if (report.computed) found.push(`${duration(report.seconds_computed / report.computed)} per computed one`);
   if (report.reused) {
     found.push(`${duration(report.seconds_reused / report.reused)} per reused one`);
-    found.push(`cache ${(report.cache_bytes / 2 ** 20).toFixed(1)} MB`);
+    found.push(`cache ${amount(report.cache_bytes)}`);
   }
   return found.join(" · ");
 }

@@ -38,8 +38,9 @@ QUEUE = """() => new Promise((resolve, reject) => {
   const failed = ({ detail }) => reject(new Error(detail.exception_message));
   api.addEventListener("execution_cached", ({ detail }) => window.heard.cached.push(...detail.nodes), { once: true });
   api.addEventListener("execution_error", failed, { once: true });
-  api.addEventListener("execution_success", () => {
+  api.addEventListener("execution_success", ({ detail }) => {
     api.removeEventListener("execution_error", failed);
+    window.heard.prompt = detail.prompt_id;
     resolve(window.heard.cached);
   }, { once: true });
   window.app.queuePrompt(0);
@@ -87,10 +88,10 @@ class Tab:
         return list(self.evaluate(QUEUE))
 
     def outputs(self) -> dict[str, Any]:
-        """Of the run that ended last."""
-        with urllib.request.urlopen(f"{self.url}/history?max_items=1") as answer:
-            (entry,) = json.load(answer).values()
-        return dict(entry["outputs"])
+        """Of this tab's last run."""
+        prompt = self.evaluate("() => window.heard.prompt")
+        with urllib.request.urlopen(f"{self.url}/history/{prompt}") as answer:
+            return dict(json.load(answer)[prompt]["outputs"])
 
     def set(self, name: str, value: Any, type_: str = "ERTACachedSampler") -> None:
         """Turn a widget as both renderers do: value, then callback."""

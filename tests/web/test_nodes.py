@@ -170,18 +170,18 @@ def test_profiles_are_exported_imported_renamed_and_deleted(
     assert (folder / exported.name).read_bytes() == exported.read_bytes()
 
     press(tab, "Rename…")
-    box = page.locator(".p-dialog input")
+    box = page.get_by_role("dialog").locator("input")
     box.fill("a name/with folders")
     box.press("Enter")
     page.get_by_text("cannot name a profile").first.wait_for()
     press(tab, "Rename…")
-    page.locator(".p-dialog input").fill(f"renamed-{tab.vue}")
-    page.locator(".p-dialog input").press("Enter")
+    box.fill(f"renamed-{tab.vue}")
+    box.press("Enter")
     page.get_by_text(f"is called renamed-{tab.vue} now").first.wait_for()
     assert (folder / f"renamed-{tab.vue}.safetensors").exists() and not (folder / exported.name).exists()
 
     press(tab, "Delete…")
-    page.locator(".p-dialog button").filter(has_text="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     page.get_by_text(f"Profile renamed-{tab.vue} is gone.").first.wait_for()
     assert not (folder / f"renamed-{tab.vue}.safetensors").exists()
     assert tab.value("name", "ERTALoadProfile") == PROFILE

@@ -1,0 +1,189 @@
+"""The words that artists read: help pages and locales, in English and Chinese, against what the nodes declare.
+
+locales/en/nodeDefs.json is written from the schemas. After a change of them that is meant, write it anew, and translate
+what is new in locales/zh/nodeDefs.json and in the pages under web/docs/:
+
+    ERTA_RENEW_LOCALES=1 python -P -m pytest tests/comfy/test_words.py -k english
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCALES, DOCS = ROOT / "locales", ROOT / "web" / "docs"
+SCHEMAS: dict[str, Any] = json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
+LARGEST = 200_000  # bytes of a picture
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+# Of ComfyUI's message syntax. A text with one of these breaks the front end's translation, at worst the node.
+SYNTAX = re.compile(r"[{}@|$%]")
+# Names and units that stay as they are in Chinese.
+ALIKE = {"PSNR", "SSIM", "Sigmas", "Latent", "CFG"}
+
+
+def read(language: str, name: str) -> dict[str, Any]:
+    return dict(json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def inputs_of(node: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for group in ("required", "optional"):
+        for name, (_, *options) in SCHEMAS[node]["input"].get(group, {}).items():
+            yield name, options[0] if options else {}
+
+
+def words_of(node: str) -> dict[str, Any]:
+    """What the node's schema says, in the form in which the front end reads translations of it."""
+    schema = SCHEMAS[node]
+    inputs: dict[str, Any] = {}
+    for name, options in inputs_of(node):
+        inputs[name] = {"name": options.get("display_name") or name, "tooltip": options["tooltip"]}
+        choices = options.get("options")
+        # Choices that are live are names: of samplers, profiles, presets.
+        if isinstance(choices, list):
+            inputs[name]["options"] = {choice: choice for choice in choices}
+    outputs = zip(schema["output_name"], schema["output_tooltips"], strict=True)
+    return {
+        "display_name": schema["display_name"],
+        "description": schema["description"],
+        "inputs": inputs,
+        "outputs": {str(i): {"name": name, "tooltip": tooltip} for i, (name, tooltip) in enumerate(outputs)},
+    }
+
+
+def texts(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text with the way to it."""
+    if isinstance(content, str):
+        yield path, content
+    else:
+        for key, value in content.items():
+            yield from texts(value, f"{path}/{key}")
+
+
+def settings_of_the_pack() -> dict[str, dict[str, Any]]:
+    """Id -> name and category, as web/ertacache.js declares them."""
+    code = (ROOT / "web" / "ertacache.js").read_text(encoding="utf-8")
+    ids = dict(re.findall(r'^const (\w+) = "(ERTACache\.\w+)";$', code, re.MULTILINE))
+    declared = re.findall(r'\bid: (\w+),\s+name: "([^"]+)",.*?\bcategory: (\[[^\]]+\])', code, re.DOTALL)
+    assert len(declared) == code.count("defaultValue:") and declared, "a setting is declared in another form"
+    return {ids[name]: {"name": text, "category": json.loads(category)} for name, text, category in declared}
+
+
+def test_the_english_words_are_those_of_the_schemas():
+    found = {node: words_of(node) for node in SCHEMAS}
+    if os.environ.get("ERTA_RENEW_LOCALES"):
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+        (LOCALES / "en" / "nodeDefs.json").write_text(text + "\n", encoding="utf-8")
+    assert read("en", "nodeDefs") == found, __doc__
+
+
+@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings"])
+def test_chinese_has_exactly_what_english_has(name: str):
+    english, chinese = dict(texts(read("en", name))), dict(texts(read("zh", name)))
+    assert list(chinese) == list(english), "the same keys in the same order"
+    for path, text in chinese.items():
+        assert CHINESE.search(text) or text in ALIKE or text == "ERTACache", f"{path}: {text!r} is not translated"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings"])
+def test_no_text_is_taken_for_message_syntax(language: str, name: str):
+    for path, text in texts(read(language, name)):
+        assert text.strip() == text and text, path
+        assert not SYNTAX.search(text), f"{path}: {text!r}"
+
+
+def test_no_locale_file_is_one_that_comfyui_does_not_read():
+    known = {"main.json", "nodeDefs.json", "settings.json"}
+    assert {path.name for path in LOCALES.iterdir()} == {"en", "zh"}
+    for language in ("en", "zh"):
+        assert {path.name for path in (LOCALES / language).iterdir()} == known
+
+
+def test_every_setting_has_its_words():
+    declared = settings_of_the_pack()
+    assert read("en", "settings") == {key.replace(".", "_"): {"name": one["name"]} for key, one in declared.items()}
+    shown = {label for one in declared.values() for label in one["category"][:2]}
+    assert read("en", "main")["settingsCategories"] == {label: label for label in sorted(shown)}
+
+
+def test_every_category_has_its_words():
+    parts = {part for schema in SCHEMAS.values() for part in schema["category"].split("/")}
+    assert read("en", "main")["nodeCategories"] == {part: part for part in sorted(parts)}
+
+
+def help_of(node: str, language: str) -> str:
+    path = DOCS / f"{node}.md" if language == "en" else DOCS / node / f"{language}.md"
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("node", SCHEMAS)
+def test_help_tells_of_everything_on_the_node(node: str, language: str):
+    page, words = help_of(node, language), read(language, "nodeDefs")[node]
+    assert page.splitlines()[0] == f"# {words['display_name']}"
+    assert len(PICTURE.findall(page)) == 1, "one picture of the node"
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    for name, text in words["inputs"].items():
+        (row,) = [line for line in rows if line.startswith(f"| `{name}`")] or [""]
+        assert text["name"] in row.split("|")[1], f"{name}: a row of the table, with the name that is on the node"
+        for choice, label in text.get("options", {}).items():
+            assert f"*{choice}*" in row and label in row, f"{name}: {choice}"
+    for text in words["outputs"].values():
+        assert any(line.startswith(f"| `{text['name']}`") for line in rows), text["name"]
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert len(headings) >= 4, "a recipe, inputs, outputs, what to do when it looks wrong"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("node", SCHEMAS)
+def test_help_tells_the_defaults_of_the_schema(node: str, language: str):
+    rows = help_of(node, language).splitlines()
+    for name, options in inputs_of(node):
+        (row,) = [line for line in rows if line.startswith(f"| `{name}`")]
+        if "default" in options:
+            assert row.split("|")[2].strip() == in_words(options["default"], language), row
+
+
+def in_words(default: Any, language: str) -> str:
+    on, off, empty = {"en": ("on", "off", "empty"), "zh": ("开", "关", "空")}[language]
+    if isinstance(default, bool):
+        return on if default else off
+    return f"{default:g}" if isinstance(default, float) else str(default) or empty
+
+
+def pages() -> list[Path]:
+    return sorted(DOCS.rglob("*.md"))
+
+
+def test_there_is_no_help_for_anything_else():
+    wanted = {DOCS / f"{node}.md" for node in SCHEMAS} | {DOCS / node / "zh.md" for node in SCHEMAS}
+    assert set(pages()) == wanted
+
+
+def test_pictures_are_there_small_and_used():
+    """The front end takes a page's addresses from web/docs, also those of a translated page."""
+    used = {DOCS / address for page in pages() for _, address in PICTURE.findall(page.read_text(encoding="utf-8"))}
+    assert used == set((DOCS / "images").iterdir())
+    for picture in used:
+        assert picture.stat().st_size < LARGEST, picture
+        with Image.open(picture) as opened:
+            assert opened.width >= 600, "sharp on a screen of two pixels to a point"
+
+
+def test_pictures_are_described_and_links_lead_somewhere():
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        assert all(len(words) > 8 for words, _ in PICTURE.findall(text)), f"{page}: a picture without words"
+        for address in LINK.findall(text):
+            assert address.startswith("https://"), f"{page}: {address}: relative links lead nowhere in the help panel"

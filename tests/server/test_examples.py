@@ -1,0 +1,215 @@
+"""example_workflows/: drawn from what the nodes declare now, whole, tidy, and taken by a real server.
+
+The weights are not here, so the server checks the prompts against empty files of the same names and runs none of them,
+except for the demo's own workflow, which renders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ertacache.demo.comfyui import VERSION, version
+from ertacache.demo.graphs.draw import TITLE, Box, Column, Words, text
+from ertacache.demo.graphs.draw import workflow as draw
+from ertacache.demo.graphs.examples import FILES, FOLDER, NOT_RENDERED, examples, stand_ins, workflow
+from ertacache.demo.server import ComfyServer, PromptError
+from ertacache.demo.workflows import NOTES, declared_inputs, find_node, set_input, ui_to_api
+
+NAMES = tuple(examples())
+GRAPHS = FOLDER.parent / "demo" / "graphs"
+LARGEST = 120_000  # bytes of a thumbnail
+
+
+@pytest.fixture(scope="module")
+def stocked(server: ComfyServer) -> Iterator[ComfyServer]:
+    """The server with a file for each model that an example names."""
+    with stand_ins(server.base, server.comfy):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def object_info(server: ComfyServer) -> dict[str, Any]:
+    return server.client.object_info()
+
+
+def read(name: str) -> dict[str, Any]:
+    return dict(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def nodes_of(name: str) -> list[dict[str, Any]]:
+    return [node for node in read(name)["nodes"] if node["type"] not in NOTES]
+
+
+def converted(name: str, object_info: dict[str, Any]) -> dict[str, Any]:
+    """As the server wants it. Combos with inputs of their own are newer than the demo's converter."""
+    kinds = [kind for node in nodes_of(name) for _, kind, _ in declared_inputs(object_info[node["type"]])]
+    if "COMFY_DYNAMICCOMBO_V3" in kinds:
+        pytest.skip("only the browser converts this ComfyUI's combos: tests/web/test_examples.py has it do so")
+    return ui_to_api(read(name), object_info)
+
+
+@contextlib.contextmanager
+def occupied(server: ComfyServer) -> Iterator[None]:
+    """The server at a run that would take minutes: what is queued behind it is checked, and does not begin."""
+    api = ui_to_api(json.loads((GRAPHS / "full.json").read_text(encoding="utf-8")), server.client.object_info())
+    set_input(api, "KSampler", "steps", 10000)
+    server.client.queue(api)
+    try:
+        yield
+    finally:
+        server.client._request("/queue", {"clear": True})
+        while json.loads(server.client._request("/queue"))["queue_running"]:
+            server.client.interrupt()
+            time.sleep(0.05)
+
+
+def refused(server: ComfyServer, prompts: dict[str, Any]) -> dict[str, str]:
+    """Those that the server would not run, and why."""
+    found = {}
+    with occupied(server):
+        for name, prompt in prompts.items():
+            try:
+                server.client.queue(prompt)
+            except PromptError as problem:
+                found[name] = str(problem)
+    return found
+
+
+def test_the_folder_holds_each_example_with_its_picture_and_nothing_else():
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_as_the_nodes_declare_themselves(server: ComfyServer, object_info: dict[str, Any], name: str):
+    """Fails when an input was added or moved, or with the pack's version: python -m demo.graphs.examples."""
+    if version(server.comfy) != VERSION:
+        pytest.skip(f"the files are drawn with ComfyUI {VERSION}")
+    drawn = text(workflow(examples()[name], object_info))
+    assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == drawn
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_exist_and_links_fit_both_their_ends(object_info: dict[str, Any], name: str):
+    content = read(name)
+    nodes = {node["id"]: node for node in content["nodes"]}
+    assert {node["type"] for node in nodes_of(name)} <= set(object_info)
+    for number, source, slot, target, socket, kind in content["links"]:
+        giver, taker = nodes[source], nodes[target]
+        declared = {given: type_ for given, type_, _ in declared_inputs(object_info[taker["type"]])}
+        entry = taker["inputs"][socket]
+        assert entry["link"] == number and number in giver["outputs"][slot]["links"]
+        assert declared[entry["name"]] == entry["type"] == giver["outputs"][slot]["type"] == kind
+        assert object_info[giver["type"]]["output"][slot] == kind
+    linked = [socket["link"] for node in nodes.values() for socket in node["inputs"] if socket["link"] is not None]
+    given = [link for node in nodes.values() for output in node["outputs"] for link in output["links"]]
+    assert sorted(linked) == sorted(given) == [link[0] for link in content["links"]]
+
+
+def test_a_server_that_has_the_files_takes_them_all(stocked: ComfyServer, object_info: dict[str, Any]):
+    assert refused(stocked, {name: converted(name, object_info) for name in NAMES}) == {}
+
+
+def test_a_server_that_lacks_a_file_does_not(stocked: ComfyServer, object_info: dict[str, Any]):
+    """Otherwise the test above could not fail."""
+    api = converted("flux_dev", object_info)
+    set_input(api, "Model", "unet_name", "another.safetensors")
+    assert "another.safetensors" in refused(stocked, {"flux_dev": api})["flux_dev"]
+
+
+def test_the_demos_own_renders(server: ComfyServer, object_info: dict[str, Any]):
+    """As it is but for the number of steps: once to measure the model, then faster."""
+    api = ui_to_api(read("demo_tiny_wan"), object_info)
+    sampler = find_node(api, "ERTACachedSampler")["inputs"]
+    sampler["steps"] = 12
+    for seed in (71, 72):
+        sampler["seed"] = seed
+        outputs = server.client.run(api)["outputs"].values()
+        (image,) = (shown["images"][0] for shown in outputs if "images" in shown)
+        assert server.client.view(**image)[8:12] == b"WEBP"
+    (report,) = (shown["erta"][0] for shown in outputs if "erta" in shown)
+    assert report["evaluations"] == 12 and 6 <= report["computed"] < 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_file_is_named_with_its_address_and_folder(server: ComfyServer, name: str):
+    told = next(node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
+    for node in nodes_of(name):
+        named = {value for value in node["widgets_values"] if str(value).endswith(".safetensors")}
+        models = {model["name"]: model for model in node["properties"].get("models", [])}
+        assert set(models) == named - {"erta_tiny_wan.safetensors"}
+        for file, model in models.items():
+            assert model["directory"] == FILES[file][0]
+            assert (server.base / "models" / model["directory"]).is_dir()
+            address = urllib.parse.urlsplit(model["url"])
+            assert (address.scheme, address.netloc) == ("https", "huggingface.co")
+            assert "/resolve/main/" in address.path and address.path.endswith(f"/{file}") and "{" not in address.path
+            assert f"{model['directory']}: [{file}]({model['url']})" in told
+    assert (NOT_RENDERED in told) == (name != "demo_tiny_wan")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_says_which_pack_it_is_from(name: str):
+    for node in nodes_of(name):
+        companion, ours = node["type"].startswith("ERTADemo"), node["type"].startswith("ERTA")
+        pack = None if companion else "ertacache" if ours else "comfy-core"
+        assert node["properties"].get("cnr_id") == pack
+        assert ("ver" in node["properties"]) == (pack is not None)
+    assert any(node["type"] in ("ERTACachedSampler", "ERTACache") for node in nodes_of(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_enclose_their_nodes_and_nothing_overlaps(name: str):
+    content = read(name)
+    frames = [(*node["pos"], *node["size"]) for node in content["nodes"]]
+    shown = [(left, top - TITLE, left + width, top + height) for left, top, width, height in frames]
+    groups = [
+        (left, top, left + width, top + height)
+        for left, top, width, height in (group["bounding"] for group in content["groups"])
+    ]
+    for boxes in (shown, groups):
+        for number, one in enumerate(boxes):
+            assert all(apart(one, other) for other in boxes[:number])
+    for node in shown:
+        assert sum(not apart(node, group) for group in groups) == 1
+        assert any(encloses(group, node) for group in groups)
+
+
+def apart(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return any(one[axis + 2] <= other[axis] or other[axis + 2] <= one[axis] for axis in (0, 1))
+
+
+def encloses(outer: tuple[float, ...], inner: tuple[float, ...]) -> bool:
+    return all(outer[axis] <= inner[axis] and inner[axis + 2] <= outer[axis + 2] for axis in (0, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_picture_is_a_small_jpeg_that_shows_something(name: str):
+    content = (FOLDER / f"{name}.jpg").read_bytes()
+    assert len(content) < LARGEST
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.format == "JPEG" and picture.mode == "RGB" and picture.size == (800, 500)
+        assert len(picture.resize((40, 25)).getcolors(1000)) > 100, "blank"
+
+
+def test_comfyui_lists_and_serves_them_among_its_templates(server: ComfyServer):
+    assert sorted(json.loads(server.client._request("/api/workflow_templates"))["ertacache"]) == sorted(NAMES)
+    for name in NAMES:
+        for kind in ("json", "jpg"):
+            with urllib.request.urlopen(f"{server.url}/api/workflow_templates/ertacache/{name}.{kind}") as answer:
+                assert answer.read() == (FOLDER / f"{name}.{kind}").read_bytes()
+
+
+def test_a_misspelt_input_is_refused_when_drawing(object_info: dict[str, Any]):
+    box = Box("Here", "Shift", "ModelSamplingSD3", 70, {"shfit": 3.0})
+    with pytest.raises(ValueError, match=r"Shift \(ModelSamplingSD3\) has no input 'shfit'; it has model, shift"):
+        draw([Column("Here", 0, 340)], [box], Words("Here", "", 100), object_info)
