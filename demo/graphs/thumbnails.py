@@ -11,14 +11,15 @@ import io
 import json
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import Page, sync_playwright
 
 from ..browser import launch
 from ..server import ComfyServer
-from .examples import FOLDER, examples, stand_ins
+from .examples import FOLDER, PICTURE, examples, stand_ins
 
 WIDTH, HEIGHT = 800, 500
 DRAWN_AT = 3  # times that size, so that the letters are drawn at all; ComfyUI leaves them out where they get small
@@ -58,6 +59,17 @@ def picture(page: Page, workflow: dict[str, Any], renders: int = 0) -> bytes:
     return content.getvalue()
 
 
+def draw_evening(path: Path) -> None:
+    """A first frame of our own: a low sun over hills."""
+    scene = Image.linear_gradient("L").resize((768, 768))
+    scene = Image.merge("RGB", [scene.point(lambda shade, top=top: top + shade // 3) for top in (40, 60, 140)])
+    pen = ImageDraw.Draw(scene)
+    pen.ellipse((470, 330, 610, 470), fill=(255, 214, 120))
+    pen.ellipse((-200, 470, 600, 1100), fill=(38, 66, 72))
+    pen.ellipse((250, 560, 1100, 1300), fill=(24, 44, 52))
+    scene.save(path)
+
+
 def settle(server: ComfyServer) -> None:
     """No welcome, no menus: nothing but the canvas."""
     body = json.dumps({**SEEN_BEFORE, **PLAIN}).encode()
@@ -72,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = parser.parse_args(arguments).names or list(known)
     with ComfyServer() as server, stand_ins(server.base, server.comfy), sync_playwright() as playwright:
         settle(server)
+        draw_evening(server.base / "input" / PICTURE)
         browser = launch(playwright)
         page = browser.new_page(viewport={"width": DRAWN_AT * WIDTH, "height": DRAWN_AT * HEIGHT})
         page.route("**/releases**", lambda route: route.abort())
