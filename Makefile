@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 REQUIREMENTS := demo/requirements.txt demo/requirements-dev.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench bench-quick studies test lint clean
+.PHONY: help setup demo bench bench-quick studies full-size test lint clean
 
 help:
 	@echo "make setup   virtual environment and ComfyUI, once"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench   every method against every other on the tiny Wan, an hour or two; goes on where it was stopped"
 	@echo "make bench-quick  some of them on 4 prompts, some minutes"
 	@echo "make studies  what else planned mode promises: samplers, profiles, rough models ..., an hour"
+	@echo "make full-size  speed and memory at Wan2.1's real dimensions, with random weights, on a GPU"
 	@echo "make test    lint, type check and every test"
 	@echo "make lint    lint and type check only"
 	@echo "make clean   remove all that these commands have made"
@@ -57,6 +58,9 @@ bench-quick: setup
 
 studies: setup
 	@$(PY) -m bench studies $(ARGS)
+
+full-size: setup
+	@$(PY) -m bench full-size $(ARGS)
 
 # -P keeps this folder off sys.path: its nodes/ would hide ComfyUI's nodes.py.
 test: lint

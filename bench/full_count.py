@@ -1,0 +1,181 @@
+"""What is counted, not timed: reads by the host, operations and new tensors of a step, memory, graph breaks."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .full_model import Clip, FullModel
+from .full_run import METHODS
+
+_KEY = "full size"
+
+# What makes the host wait for the device: a scalar is read, or a result's size depends on what is in it.
+_READS = ("_local_scalar_dense", "nonzero", "equal.default", "masked_select", "_unique")
+
+
+@dataclass
+class Step:
+    """Of one evaluation. reads: by name. made: new tensors, and their bytes. waits: that CUDA told of itself."""
+
+    computed: bool = False
+    operations: int = 0
+    made: int = 0
+    made_bytes: int = 0
+    reads: Counter[str] = field(default_factory=Counter)
+    waits: int = 0
+
+
+class Ledger(TorchDispatchMode):
+    """Every operation while it is on: to which evaluation it belongs, and what memory it takes.
+
+    Memory is that of storages that operations return, from when they appear until they die. What was there before, or
+    is used up within an operation, does not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.step: Step | None = None
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        for tensor in given:
+            self._follow(tensor, 0)
+        result = func(*args, **(kwargs or {}))
+        made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        bytes_made = [self._follow(tensor, tensor.untyped_storage().nbytes()) for tensor in made]
+        if self.step is not None:
+            self._count(func, given, made, bytes_made)
+        return result
+
+    def _count(self, func: Any, given: list[Any], made: list[Any], bytes_made: list[int]) -> None:
+        step, name = self.step, str(func)
+        assert step is not None
+        # A view is no work for the device.
+        step.operations += any(bytes_made) or func._schema.is_mutable
+        step.made += sum(size > 0 for size in bytes_made)
+        step.made_bytes += sum(bytes_made)
+        for read in _READS:
+            step.reads[read] += read in name
+        devices = {tensor.device for tensor in (*given, *made)}
+        step.reads["copy between devices"] += "copy" in name and len(devices) > 1
+
+    def _follow(self, tensor: torch.Tensor, size: int) -> int:
+        """Bytes of the tensor's storage if it is new, and from now on part of ``live``; 0 if it is known."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return 0
+        self._known[key] = size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key)
+        return size
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._known.pop(key)
+
+
+@dataclass
+class Counted:
+    method: str
+    steps: list[dict[str, Any]]
+    peak: int
+
+
+def count(model: FullModel, method: str, clip: Clip, steps: int, wanted: int) -> Counted:
+    """One run under the ledger. What ComfyUI and the sampler do outside of the evaluations is not told of as a step."""
+    ledger = Ledger()
+    found: list[Step] = []
+    blocks = model.blocks
+
+    def evaluate(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        step = ledger.step = Step()
+        found.append(step)
+        handle = blocks[-1].register_forward_hook(lambda *_: setattr(step, "computed", True))
+        try:
+            with _Waits(step, args[0].device):
+                return executor(*args, **kwargs)
+        finally:
+            handle.remove()
+            ledger.step = None
+
+    watched = model.patcher.clone()
+    # Registered first is outermost: what a method does at this place lies within.
+    watched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, evaluate)
+    patcher = METHODS[method](model, watched, steps, wanted, lambda report: None)
+    with ledger:
+        model.sample(patcher, clip, steps)
+    return Counted(method, [{**asdict(step), "reads": dict(+step.reads)} for step in found], ledger.peak)
+
+
+class _Waits:
+    """Counts what CUDA warns of. Nothing on other devices."""
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self._step = step
+        self._cuda = device.type == "cuda"
+        self._caught = warnings.catch_warnings(record=True)
+        self._heard: Any = None
+
+    def __enter__(self) -> None:
+        if self._cuda:
+            self._heard = self._caught.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def __exit__(self, *failure: Any) -> None:
+        if self._cuda:
+            torch.cuda.set_sync_debug_mode("default")
+            self._caught.__exit__(*failure)
+            self._step.waits = sum("synchroniz" in str(warning.message) for warning in self._heard)
+
+
+@dataclass
+class Compiled:
+    """What Dynamo did in two runs with the model compiled. first: whether the compile node came before the method's."""
+
+    method: str
+    breaks: int
+    frames: int
+    again: int
+    first: bool
+    why: list[str]
+
+
+def graph_breaks(model: FullModel, method: str, clip: Clip, steps: int, wanted: int, first: bool) -> Compiled:
+    """Graph breaks and compiled frames of a run, and the frames that a second run compiles again.
+
+    With the backend "eager", which stops after tracing: a break is where tracing stops, whatever compiles afterwards.
+    """
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+
+    def compiled(patcher: Any) -> Any:
+        set_torch_compile_wrapper(model=patcher, backend="eager", keys=["diffusion_model"])
+        return patcher
+
+    def cached(patcher: Any) -> Any:
+        return METHODS[method](model, patcher, steps, wanted, lambda report: None)
+
+    bare = model.patcher.clone()
+    patcher = cached(compiled(bare)) if first else compiled(cached(bare))
+    model.sample(patcher, clip, steps)
+    breaks, frames = sum(counters["graph_break"].values()), counters["frames"]["total"]
+    why = [reason.split("\n")[0][:160] for reason in counters["graph_break"]]
+    model.sample(patcher, clip, steps)
+    again = counters["frames"]["total"] - frames
+    torch._dynamo.reset()
+    return Compiled(method, breaks, frames, again, first, why)
