@@ -42,27 +42,12 @@ def send_report(node_id: str | None, report: Report) -> None:
     _send("ertacache.report", {"node": node_id, "report": report.as_dict()})
 
 
-def _server() -> Any:
+def _send(event: str, content: dict[str, Any]) -> None:
     from server import PromptServer  # ComfyUI's; there is none where its nodes run without a server
 
-    return getattr(PromptServer, "instance", None)
-
-
-def _send(event: str, content: dict[str, Any]) -> None:
-    running = _server()
+    running = getattr(PromptServer, "instance", None)
     if running is not None:
         running.send_sync(event, content, running.client_id)
-
-
-def running_pnginfo() -> dict[str, Any] | None:
-    """What save nodes of the prompt that is running now will write; None where that is not known for sure.
-
-    For a model patch, which ComfyUI may serve from its cache while the sampler behind it runs in a later prompt.
-    """
-    running = _server()
-    prompts = running.prompt_queue.get_current_queue_volatile()[0] if running is not None else []
-    extra_data = prompts[0][3] if len(prompts) == 1 else None
-    return extra_data.get("extra_pnginfo") if isinstance(extra_data, dict) else None
 
 
 def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str, place: int) -> None:

@@ -12,7 +12,7 @@ from ..comfy_erta.report import Report
 from ..comfy_erta.session import attach, attached_task
 from ..comfy_erta.store import default_store
 from ..comfy_erta.tasks import Caching
-from ..comfy_erta.travel import Progress, complete_workflow, running_pnginfo, send_report
+from ..comfy_erta.travel import Progress, complete_workflow, send_report
 from ..erta.planner import adjusted_schedule
 from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, wish_from
 from .profiling import render
@@ -63,7 +63,7 @@ class ERTACache(io.ComfyNode):
                 *cache_inputs(),
             ],
             outputs=[io.Model.Output(display_name="patched model", tooltip="For any sampler or guider node.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             not_idempotent=True,
         )
 
@@ -73,11 +73,12 @@ class ERTACache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
-        node_id = cls.hidden.unique_id
+        node_id, pnginfo = cls.hidden.unique_id, cls.hidden.extra_pnginfo
 
         def tell(report: Report) -> None:
             send_report(node_id, report)
-            complete_workflow(running_pnginfo(), node_id, report.plan, plan_place())
+            # Of the prompt in which this ran; in later ones, served from the cache, the browser has filled the widget.
+            complete_workflow(pnginfo, node_id, report.plan, plan_place())
 
         task = _caching(model, inputs, tell)
         return io.NodeOutput(attach(model, task, Progress(node_id)))

@@ -15,6 +15,7 @@ const WIDGET = "erta_report"; // its name and its type, which must not be one of
 const KNOBS = ["speed", "steps", "mode", "preset", "threshold", "sampler_name"];
 const CACHING = new Set(["ERTACachedSampler", "ERTACache"]);
 const PROFILING = new Set(["ERTAProfile", "ERTALoadProfile"]);
+const MARGINS = 20; // that ComfyUI leaves around an element, above and below
 const HEIGHTS = { ERTACachedSampler: 230, ERTACache: 230, ERTAProfile: 374, ERTALoadProfile: 404, ERTACompare: 80 };
 
 /** @type {WeakMap<Node, Panel>} */
@@ -62,8 +63,8 @@ export class Panel {
       hideOnZoom: false,
       getValue: () => this.output?.text?.join("\n\n") ?? "",
       setValue: () => {},
-      getMinHeight: () => height,
-      ...(node.comfyClass === "ERTACompare" ? { getMaxHeight: () => height } : {}), // the room is for the figure
+      getMinHeight: () => height + MARGINS,
+      ...(node.comfyClass === "ERTACompare" ? { getMaxHeight: () => height + MARGINS } : {}), // room for the figure
     });
     widget.serialize = false; // not in the workflow
     for (const name of this.forecast ? KNOBS : []) {

@@ -93,9 +93,9 @@ def sampler(name: str, model: str) -> Box:
         "denoise": 1.0,
     }
     if name == "profile":
-        return Box("Sampling", "ERTA Profile", "ERTAProfile", 560, {**common, "runs": 4, "name": "tiny-wan"})
+        return Box("Sampling", "ERTA Profile", "ERTAProfile", 740, {**common, "runs": 4, "name": "tiny-wan"})
     if name in ("planned", "paper"):
-        return Box("Sampling", "ERTA Cached Sampler", "ERTACachedSampler", 890, {**common, "speed": 2.0, "mode": name})
+        return Box("Sampling", "ERTA Cached Sampler", "ERTACachedSampler", 910, {**common, "speed": 2.0, "mode": name})
     return Box("Sampling", "KSampler", "KSampler", 480, common)
 
 

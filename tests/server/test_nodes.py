@@ -398,26 +398,41 @@ def test_an_impossible_wish_is_refused_in_words(bench: Bench, profiled: dict[str
         bench.run(sampler=cached(float("nan")), save=save())
 
 
-def as_drawn() -> dict[str, Any]:
-    """The least of a UI workflow: our node and its widgets, the plan last."""
-    return {"workflow": {"nodes": [{"id": "sampler", "type": "ERTACachedSampler", "widgets_values": [5, "fixed", ""]}]}}
+def as_drawn(kind: str) -> dict[str, Any]:
+    """The least of a UI workflow: our node and its last widgets, of which the plan is the last but one."""
+    of_type = {"sampler": "ERTACachedSampler", "patch": "ERTACache"}[kind]
+    return {"workflow": {"nodes": [{"id": kind, "type": of_type, "widgets_values": ["none", "", True]}]}}
 
 
-def test_a_saved_file_renders_the_same_where_the_profile_is_gone(make_bench: Callable[[], Bench]):
+def with_cache(kind: str, plan: str = "") -> dict[str, dict[str, Any]]:
+    """A sampler with the knob, or a patched model and a KSampler."""
+    if kind == "sampler":
+        return {"sampler": cached(plan=plan), "save": save()}
+    patch = node("ERTACache", model=["model", 0], speed=2.0, mode="planned", plan=plan)
+    return {"patch": patch, "sampler": full("patch"), "save": save()}
+
+
+@pytest.mark.parametrize("kind", ["sampler", "patch"])
+def test_a_saved_file_renders_the_same_where_the_profile_is_gone(make_bench: Callable[[], Bench], kind: str):
     bench = make_bench()
+
+    def run(plan: str = "", drawn: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        outputs = bench.run(drawn, **with_cache(kind, plan))
+        return outputs, report(outputs) if kind == "sampler" else bench.heard("ertacache.report")[-1]["report"]
+
     bench.run(sampler=cached(seed=1), save=save())
-    first = bench.run(as_drawn(), sampler=cached(), save=save())
-    carried = bench.workflow(first)["nodes"][0]["widgets_values"][-1]
-    assert carried == report(first)["plan"]
-    for line in report(first)["notes"]:
+    first, told = run(drawn=as_drawn(kind))
+    carried = bench.workflow(first)["nodes"][0]["widgets_values"][-2]
+    assert carried == told["plan"]
+    for line in told["notes"]:
         if line.startswith("profile "):
             (bench.store / f"{line.split()[1]}.safetensors").unlink()
-    again = bench.run(sampler=cached(plan=carried), save=save())
-    assert "plan carried by the workflow" in report(again)["notes"]
+    again, told = run(carried)
+    assert "plan carried by the workflow" in told["notes"]
     assert torch.equal(bench.latent(again), bench.latent(first))
-    assert report(again)["plan"] == carried
-    without = bench.run(sampler=cached(), save=save())
-    assert report(without)["computed"] == STEPS, "without the plan it is measured anew"
+    assert told["plan"] == carried
+    _, told = run()
+    assert told["computed"] == STEPS, "without the plan it is measured anew"
 
 
 def test_nothing_asked_means_nothing_run(bench: Bench, profiled: dict[str, Any]):
