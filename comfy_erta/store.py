@@ -5,10 +5,13 @@ Names come from workflows, hence from strangers. A name is never more than one f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,11 +23,17 @@ MAX_NAME = 64
 
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME}}}")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_ABANDONED = 3600.0  # seconds after which a temporary file is what a killed server left: writing one takes moments
 _SHIPPED = Path(__file__).parent.parent / "profiles"
 
 
 class StoreError(ValueError):
     """A name or file that the store does not take. The message says which rule it breaks, or what to do."""
+
+
+class StoreFault(StoreError, OSError):
+    """A file that the system does not let one read or write. The message says which, why, and what to do."""
 
 
 def check_name(name: object) -> str:
@@ -54,31 +63,25 @@ class Store:
         """Write a profile, over one of the same name if there is one, and return its path.
 
         The old file stays whole until the new one is complete, whatever happens. Raises StoreError for the name or a
-        symbolic link in the way, ProfileError for a profile that is too large, OSError where nothing can be written.
+        symbolic link in the way, StoreFault where nothing can be written, ProfileError for a profile that is too large.
         """
         data = profile.to_bytes()
-        self.user_dir.mkdir(parents=True, exist_ok=True)
-        target = self.path(name)
-        temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _faults(f"profile {name!r} cannot be kept", "free space there, or make it writable"):
+            self.user_dir.mkdir(parents=True, exist_ok=True)
+            target = self.path(name)
+            _write(target.with_name(f".{uuid.uuid4().hex}.tmp"), target, data)
+            self._sweep()
         return target
 
     def load(self, name: str) -> Profile:
         """The profile of this name, the user's own before a shipped one.
 
-        Raises StoreError for a bad name, no such profile or a symbolic link, ProfileError for a file that is no valid
-        profile, OSError where it cannot be read.
+        Raises StoreError for a bad name, no such profile or a symbolic link, StoreFault where it cannot be read,
+        ProfileError for a file that is no valid profile.
         """
         path = self._find(name)
         try:
-            with path.open("rb") as file:
+            with _faults(f"profile {name!r} cannot be read", "make it readable"), path.open("rb") as file:
                 return Profile.from_bytes(_checked(file).read(MAX_BYTES + 1))
         except ProfileError as error:
             raise ProfileError(f"{path.name}: {error}") from None
@@ -110,6 +113,14 @@ class Store:
             name = stem[: MAX_NAME - len(ending)] + ending
         return name
 
+    def _sweep(self) -> None:
+        """Remove what killed servers left behind long ago; another server may be writing right now."""
+        for path in self.user_dir.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    if time.time() - path.lstat().st_mtime > _ABANDONED:
+                        path.unlink()
+
     def _folders(self) -> tuple[Path, ...]:
         return (self.user_dir, *self.shipped_dirs)
 
@@ -136,6 +147,30 @@ def default_store() -> Store:
     import folder_paths
 
     return Store(Path(folder_paths.get_user_directory()) / "default" / "ertacache", (_SHIPPED,))
+
+
+@contextlib.contextmanager
+def _faults(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (StoreError, ProfileError):
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise StoreFault(f"{what}: {error.strerror or error}{where}; {remedy}, and run again") from error
+
+
+def _write(temporary: Path, target: Path, data: bytes) -> None:
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        # What cannot be removed now is swept up later, and must not hide why.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..erta.plan import Plan, PlanError, Wish, plan_from_json
 from ..erta.planner import Point, error_curve, make_plan
-from ..erta.profile import Measured, Profile, Table
+from ..erta.profile import Measured, Profile, ProfileError, Table
 from ..erta.recorder import IncompleteRecording, Recorder
 from ..erta.replay import Replay
 from .identity import describe, differences
@@ -22,7 +22,7 @@ from .levels import block_count
 from .presets import preset_remarks
 from .report import Report
 from .session import Setting, Start
-from .store import Store
+from .store import Store, StoreError
 
 RECORD, BUILT_IN = "record", "built-in plan"
 
@@ -121,7 +121,10 @@ class Caching:
         profile = Profile(measured, tables)
         stem = f"{measured.model_class}-{model_digest(measured)[:8]}-{measured.sampler}-{measured.steps}".lower()
         name = self.store.unique_name(re.sub(r"[^a-z0-9_-]", "-", stem)[:56])
-        self.store.save(name, profile)
+        try:
+            self.store.save(name, profile)
+        except (StoreError, ProfileError) as error:  # the picture is rendered, and is worth more than the profile
+            return f"nothing recorded: {error}"
         return f"profile kept as {name}"
 
     def _find_profile(self, here: Measured) -> tuple[Profile | None, tuple[str, ...]]:

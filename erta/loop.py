@@ -30,6 +30,9 @@ MAX_CORRECTION = 4.0
 # A slope above the line's own is taken from noise.
 MAX_SLOPE = 1.5
 
+# Errors that grow beyond all measure are followed up to here (weights, and mean squares), where squares stay finite.
+MAX_WEIGHT, MAX_SQUARE = 1e40, 1e100
+
 
 @dataclass(frozen=True)
 class Feedback:
@@ -129,7 +132,7 @@ class _Pass:
         return products
 
     def _compute(self, i: int, history: History, slope: float) -> None:
-        delta = self.loop.response.influence[:i, i] @ self.used[:i]
+        delta = np.clip(self.loop.response.influence[:i, i] @ self.used[:i], -MAX_WEIGHT, MAX_WEIGHT)
         given = self.loop.feedback.gain[i] * delta
         if self.loop.response.stochastic:
             # Fresh noise takes the latent to where earlier answers are neither repeated nor undone.
@@ -153,7 +156,7 @@ class _Pass:
         here = self.computed[: own + 1]
         self.deltas[own] = delta
         scale = feedback.spread[i] * feedback.spread[here] * feedback.likeness[i, here]
-        products = scale * self._inner(delta, self.deltas[: own + 1])
+        products = np.clip(scale * self._inner(delta, self.deltas[: own + 1]), -MAX_SQUARE, MAX_SQUARE)
         products[:, own] = np.maximum(products[:, own], 0.0)
         self.across[:, own, : own + 1] = self.across[:, : own + 1, own] = products
 
@@ -170,7 +173,7 @@ class _Pass:
         left = end[:i] @ self.used[:i] + end[i] * given
         left[i] -= end[i]
         length = self._inner(told, told).sum()
-        factor = -float(self._inner(told, left).sum() / (length * end[i])) if length > 0.0 else 0.0
+        factor = -float(self._inner(told, left).sum() / length / end[i]) if length > 0.0 else 0.0
         return factor if abs(factor) <= MAX_CORRECTION * (i - history[0] - 1) else 0.0
 
     def _predict(self, history: History, i: int, slope: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .loop import MAX_CORRECTION
 from .response import MAX_EVALUATIONS
 from .schedules import Schedule, histories
 
@@ -188,7 +189,7 @@ def plan_from_json(text: str) -> Plan:
         sigmas=_numbers(content, "sigmas", (count,), 1e-9, 1e6),
         compute=tuple(c == "1" for c in compute),
         coefficients=_coefficients(content["coefficients"], count),
-        offsets=_numbers(content, "offsets", (count,), -1e6, 1e6),
+        offsets=_numbers(content, "offsets", (count,), -1e10, 1e10),
         corrections=_numbers(content, "corrections", (count,), -1e3, 1e3),
         misses=_numbers(content, "misses", (count,), 0.0, 1e6),
         restarts=tuple(int(r) for r in restarts),
@@ -248,11 +249,21 @@ def _coefficients(values: Any, count: int) -> tuple[tuple[float, ...], ...]:
 
 
 def _check_history(plan: Plan) -> None:
-    """Every prediction needs as many computed evaluations before it as it has coefficients."""
+    """Every prediction needs as many computed evaluations before it as it has coefficients.
+
+    And it is one that this pack makes: a line, or one scaled feature with an offset. Others would amplify at will.
+    """
     for i, history in enumerate(histories(plan.compute, plan.restarts)):
-        terms = len(plan.coefficients[i])
+        terms, weights = len(plan.coefficients[i]), sum(plan.coefficients[i])
         needed = not plan.compute[i] or plan.corrections[i] != 0.0 or plan.misses[i] > 0.0
         _field(terms <= len(history) and (terms > 0 or not needed), "coefficients", f"do not fit evaluation {i}")
+        scaled = terms == 1 and plan.wish.choice(True, False)[0] == "affine"
+        _field(
+            not needed or scaled or abs(weights - 1.0) < 1e-6, "coefficients", f"of evaluation {i} do not add up to 1"
+        )
+        _field(not plan.offsets[i] or scaled, "offsets", f"must be 0 at evaluation {i}, which is on a line")
+        most = MAX_CORRECTION * (i - history[0] - 1) * (1.0 + 1e-6) if history else 0.0
+        _field(abs(plan.corrections[i]) <= most, "corrections", f"holds {plan.corrections[i]:g} for evaluation {i}")
 
 
 def _field(holds: bool, name: str, problem: str) -> None:

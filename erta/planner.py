@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .gaps import gap_costs
+from .interpolation import SIGMA_TOLERANCE
 from .loop import Feedback, Loop, Shape
 from .plan import Plan, Wish, full_plan, rounded
 from .predictors import Affine, Prediction, Predictor, hold, line, profile_grams
 from .prior import ANSWER_LENGTH, cautious_feedback, generic_gram, likeness
-from .profile import SIGMA_TOLERANCE, Profile
+from .profile import MIN_SIGMA, Profile
 from .response import Response
 from .schedules import (
     Schedule,
@@ -39,6 +40,9 @@ MAX_GAPS = 200_000
 
 # Expected errors are right to about this factor: what is not told to be better by more is not known to be better.
 TELLING = 1.5
+
+# Tables times evaluations cubed, which takes a fifth of a second: of more recorded runs the first are planned by.
+MAX_WORK = 1.5e7
 
 # Speeds at which one looks at a profile.
 CURVE = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
@@ -69,11 +73,13 @@ def make_plan(
         few = f"{response.evaluations} evaluations are too few to reuse any (at least {MIN_EVALUATIONS}): all computed"
         return full_plan(nominal, wish, few)
     notes: list[str] = []
+    digest = "" if profile is None else profile.digest()
     profile = _usable(profile, nominal, notes)
     run = Run(response, wish, restarts, profile)
     if run.profile is not profile:
         count = "" if profile is None else profile.evaluations
-        notes.append(f"the profile's {count} evaluations are resampled over sigma to this run's {run.count}")
+        lie = "has other sigmas" if count == run.count else f"has {count} evaluations, this run {run.count}"
+        notes.append(f"the profile {lie}: resampled over sigma")
     compute = _choose(run, notes)
     held = run.held()
     # A schedule searched for held features is hardly any better for them: 0 to 2 % less error.
@@ -88,7 +94,7 @@ def make_plan(
         else:
             moved = np.empty(0)
             notes.append("adjusted sigmas would cross the edge of a conditioning elsewhere: nominal sigmas kept")
-    return _assemble(run, compute, moved, notes)
+    return replace(_assemble(run, compute, moved, notes), profile=digest if profile is not None else "")
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,10 @@ def error_curve(
     wish: Wish,
     edges: Sequence[float] = (),
 ) -> tuple[Point, ...]:
-    """The same wish at other speeds."""
+    """The same wish at other speeds; nothing for runs so long that telling takes seconds."""
     known = respond(schedule)
+    if known.evaluations**3 > MAX_WORK:
+        return ()
     points = []
     for speed in CURVE:
         # Adjusted timesteps are another schedule, whose response is not known yet.
@@ -133,10 +141,9 @@ class Run:
         self.count = response.evaluations
         self.profile = None if profile is None else profile.resampled(response.sigmas)
         self.measured_range = () if profile is None else (float(profile.sigmas.min()), float(profile.sigmas.max()))
-        self.digest = "" if profile is None else profile.digest()
         # Plans are made for a cautious answer to errors: they do as well as those made for the measured one, and do
         # not rest on what was measured in one run. What to expect of them is told by the measured one.
-        self.loop = Loop(response, self._grams(), cautious_feedback(response.sigmas), restarts)
+        self.loop = Loop(response, self._grams(), _cautious(response), restarts)
         self.measured = replace(self.loop, feedback=self._feedback())
         self.predictor, self.corrector = wish.choice(profile is not None, response.stochastic)
 
@@ -222,9 +229,13 @@ def restarts_at(sigmas: np.ndarray, edges: Sequence[float]) -> frozenset[int]:
 
 
 def _usable(profile: Profile | None, sigmas: np.ndarray, notes: list[str]) -> Profile | None:
-    """The profile where it can tell the run's evaluations apart."""
+    """The profile where it can tell the run's evaluations apart, of no more runs than can be planned by."""
     if profile is None:
         return None
+    most = max(1, int(MAX_WORK / len(sigmas) ** 3))
+    if len(profile.tables) > most:
+        notes.append(f"of the profile's {len(profile.tables)} recorded tables {most} are planned by: more take long")
+        profile = Profile(profile.measured, profile.tables[:most])
     twice = np.isclose(sigmas[1:], sigmas[:-1], rtol=SIGMA_TOLERANCE, atol=0.0).any()  # as heun does
     if twice and profile.resampled(sigmas) is not profile:
         notes.append("the profile is not used: the sampler evaluates twice at one sigma, record one with these steps")
@@ -232,6 +243,11 @@ def _usable(profile: Profile | None, sigmas: np.ndarray, notes: list[str]) -> Pr
     if not any(table.answered for table in profile.tables):
         notes.append("how errors grow was not measured (ERTA Profile does): the predicted error is on the high side")
     return profile
+
+
+def _cautious(response: Response) -> Feedback:
+    # Below that an answer, which goes by 1 / sigma, is out of all proportion.
+    return cautious_feedback(np.maximum(response.sigmas, MIN_SIGMA))
 
 
 def _choose(run: Run, notes: list[str]) -> Schedule:
@@ -328,7 +344,6 @@ def _assemble(run: Run, compute: Schedule, moved: np.ndarray, notes: list[str]) 
         schedule=rounded(moved),
         misses=misses,
         predicted_error=predicted_error,
-        profile=run.digest,
         notes=tuple(notes),
     )
 

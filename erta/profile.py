@@ -11,7 +11,9 @@ tensors, for T tables of M evaluations, little-endian:
 
 The Gram matrix is float64 because predicted errors are its small differences: a feature that is 1e-5 off leaves 1e-10
 of its square, which float32 cannot tell from nothing. That makes 17.1 KB per recorded run of 50 evaluations.
-Files come from strangers: reading one either gives a valid Profile or raises ProfileError.
+Sigmas MUST be MIN_SIGMA or more, a feature's root mean square at most MAX_FEATURE and not below its mean of absolute
+values, gain and spread times sigma at most MAX_ANSWER.
+Files come from strangers: reading one either gives a Profile that can be planned with or raises ProfileError.
 """
 
 from __future__ import annotations
@@ -28,6 +30,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
+from .interpolation import (
+    SIGMA_TOLERANCE,
+    gram_distances,
+    interpolation,
+    last_at_each_sigma,
+    linear_weights,
+    ratio_of,
+    with_diagonal,
+)
+
 FORMAT = "ertacache.profile"
 VERSION = 1
 
@@ -40,14 +52,17 @@ MAX_SIGMA = 1e6
 MAX_VALUE = 1e36
 MAX_COUNT = 10**15
 
-# Sigmas that differ by less than this are the same: schedulers work in float32.
-SIGMA_TOLERANCE = 1e-5
+# What a file may hold is far beyond what models do, and near enough to it that all planned from it is finite.
+MIN_SIGMA = 1e-9
+MAX_FEATURE = 1e6
+MAX_ANSWER = 1e6
+
 # Of the trace: how far a Gram matrix may be from symmetric and positive semidefinite.
 GRAM_TOLERANCE = 1e-9
+# A trace below this is 0, or has too few digits left to tell.
+_LEAST_TRACE = np.finfo(np.float64).tiny / GRAM_TOLERANCE
 
 _TEXT = 200
-# Sum of a cubic's absolute weights. One spacing beyond equally spaced sigmas it is 15, in between 1.6 at most.
-_MAX_AMPLIFICATION = 16.0
 _DTYPES = {
     "gram": "F64",
     "sigmas": "F64",
@@ -239,7 +254,7 @@ def _floats(name: str, value: object) -> np.ndarray:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise _refusal(name, value, "numbers") from None
-    _check_all(name, array, np.isfinite(array) & (np.abs(array) <= MAX_VALUE), f"finite and at most {MAX_VALUE:g}")
+    _check_all(name, array, (array <= MAX_VALUE) & (array >= -MAX_VALUE), f"finite and at most {MAX_VALUE:g}")
     return array
 
 
@@ -258,7 +273,7 @@ def _check_all(name: str, array: np.ndarray, good: np.ndarray, rule: str) -> Non
 def _check_distances(l1: np.ndarray, norm1: np.ndarray, mean: np.ndarray) -> None:
     _check_all("l1", l1, l1 >= 0, "0 or more")
     _check_all("l1", np.diag(l1), np.diag(l1) == 0, "0 between a feature and itself")
-    _check_all("l1", l1, np.abs(l1 - l1.T) <= GRAM_TOLERANCE * l1.max(), "symmetric")
+    _check_all("l1", l1, l1 - l1.T <= GRAM_TOLERANCE * l1.max(), "symmetric")
     _check_all("norm1", norm1, norm1 >= 0, "0 or more")
     _check_all("mean", mean, np.abs(mean) <= norm1 * (1 + 1e-6), "no larger than norm1, the mean of absolute values")
 
@@ -268,21 +283,53 @@ def _checked_gram(gram: np.ndarray) -> np.ndarray:
     diagonal = np.diag(gram)
     _check_all("gram", diagonal, diagonal >= 0, "0 or more on the diagonal")
     scale = diagonal.sum()
-    _check_all("gram", gram, np.abs(gram) <= scale, "no larger than the squares of the features")
-    if scale < np.finfo(np.float64).tiny / GRAM_TOLERANCE:  # 0, or too few digits left to tell
-        return _mirrored(gram)
+    _check_all("gram", gram, (gram <= scale) & (gram >= -scale), "no larger than the squares of the features")
+    if scale >= _LEAST_TRACE:
+        _check_all("gram", gram, gram - gram.T <= GRAM_TOLERANCE * scale, "symmetric")
+    gram = _mirrored(gram)
+    if not _is_semidefinite(gram):
+        raise _refusal("gram", gram, "a matrix of scalar products (positive semidefinite)")
+    return gram
+
+
+def _check_recorded(table: Table) -> None:
+    """Stricter than a Table: what real runs have, so that what is planned from it is finite whatever the sampler."""
+    sigmas, squares = table.sigmas, np.diag(table.gram) / table.elements
+    _check_all("sigmas", sigmas, sigmas >= MIN_SIGMA, f"{MIN_SIGMA:g} or more, as samplers evaluate nowhere below")
+    _check_all("gram", np.diag(table.gram), squares <= MAX_FEATURE**2, f"that of features up to {MAX_FEATURE:g}")
+    most = np.sqrt(squares * (1 + 1e-6) + 1e-300)
+    _check_all("norm1", table.norm1, table.norm1 <= most, "no larger than the root mean square")
+    apart = gram_distances(table.gram)
+    apart *= apart
+    apart *= (1 + 1e-6) / table.elements
+    apart += GRAM_TOLERANCE * squares[:, None] + 1e-300
+    apart += GRAM_TOLERANCE * squares
+    _check_all("l1", table.l1, table.l1 <= np.sqrt(apart, out=apart), "no larger than the root mean square")
+    for name in ("gain", "spread"):
+        answer = getattr(table, name)
+        _check_all(name, answer, np.abs(answer) * sigmas <= MAX_ANSWER, f"at most {MAX_ANSWER:g} over sigma")
+
+
+def _is_semidefinite(gram: np.ndarray) -> bool:
+    """Up to rounding. gram: (M, M), exactly symmetric."""
+    diagonal = np.diag(gram)
+    scale = diagonal.sum()
+    if diagonal.min() < 0 or max(gram.max(), -gram.min()) > scale:
+        return False
+    if scale < _LEAST_TRACE:
+        return True
     unit = gram / scale
-    _check_all("gram", gram, np.abs(unit - unit.T) <= GRAM_TOLERANCE, "symmetric")
+    unit.flat[:: len(unit) + 1] += GRAM_TOLERANCE
     try:
-        np.linalg.cholesky(_mirrored(unit) + GRAM_TOLERANCE * np.eye(len(unit)))
+        np.linalg.cholesky(unit)
     except np.linalg.LinAlgError:
-        raise _refusal("gram", gram, "a matrix of scalar products (positive semidefinite)") from None
-    return _mirrored(gram)
+        return False
+    return True
 
 
 def _mirrored(matrix: np.ndarray) -> np.ndarray:
-    symmetric: np.ndarray = np.triu(matrix) + np.triu(matrix, 1).T
-    return symmetric
+    """The upper half, and its mirror image below. Not by adding the two: that would make more of NaN and infinity."""
+    return np.where(np.tri(len(matrix), k=-1, dtype=bool), matrix.T, matrix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,7 +389,9 @@ class Profile:
         return Profile(self.measured, tuple(_resampled(table, wanted) for table in self.tables))
 
     def to_bytes(self) -> bytes:
-        """The file's content. The same profile always gives the same bytes. Raises ProfileError beyond MAX_BYTES."""
+        """The file's content, always the same bytes. Raises ProfileError for what `from_bytes` would refuse."""
+        for table in self.tables:
+            _check_recorded(table)
         packed = _pack(self.tables)
         metadata = {"format": FORMAT, "version": str(VERSION), "measured": self.measured.to_json()}
         data = _safetensors(packed, metadata)
@@ -362,7 +411,10 @@ class Profile:
             packed = load_tensors(data)
         except SafetensorError as error:
             raise _refusal("file", str(error), "a whole safetensors file", "copy or record it again") from None
-        return cls(measured, _unpack(packed))
+        profile = cls(measured, _unpack(packed))
+        for table in profile.tables:
+            _check_recorded(table)
+        return profile
 
 
 def read_header(source: bytes | BinaryIO) -> Measured:
@@ -377,57 +429,16 @@ def _same_sigmas(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and np.allclose(one, other, rtol=SIGMA_TOLERANCE, atol=0)
 
 
-# Resampling
-
-
-def interpolation(measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(M', M) weights that give features at the wanted sigmas (M',) from those at the measured ones (M,).
-
-    Cubic through the four measured sigmas around each wanted one (the nearest four at the ends). Second differences,
-    on which the predicted errors rest, then hold to a few percent; lower orders lose them. Up to one spacing beyond
-    the measured range the end's cubic goes on, as the last sigma moves with the number of steps; further out the
-    feature is held. Where measured sigmas lie so unevenly that a cubic would blow up rounding, a line takes its place.
-    Of evaluations that share a sigma (heun) the last counts.
-    """
-    last = _last_at_each_sigma(measured)
-    nodes = measured[last]
-    width = min(4, nodes.size)
-    low, high = (2 * nodes[0] - nodes[1], 2 * nodes[-1] - nodes[-2]) if nodes.size > 1 else (nodes[0], nodes[0])
-    at = np.clip(wanted, max(low, 0.0), high)
-    first = np.clip(np.searchsorted(nodes, at, side="right") - 2, 0, nodes.size - width)
-    window = first[:, None] + np.arange(width)
-    near = nodes[window]
-    same = np.eye(width, dtype=bool)
-    numerator = np.where(same, 1.0, (at[:, None] - near)[:, None, :])
-    denominator = np.where(same, 1.0, near[:, :, None] - near[:, None, :])
-    cubic = np.zeros((wanted.size, nodes.size))
-    np.put_along_axis(cubic, window, (numerator / denominator).prod(axis=2), axis=1)
-    steady = np.abs(cubic).sum(axis=1, keepdims=True) <= _MAX_AMPLIFICATION
-    weights = np.zeros((wanted.size, measured.size))
-    weights[:, last] = np.where(steady, cubic, _linear(nodes, wanted))
-    return weights
-
-
-def _last_at_each_sigma(sigmas: np.ndarray) -> np.ndarray:
-    """Index of the last evaluation at each different sigma, sigmas rising."""
-    order = np.argsort(sigmas, kind="stable")
-    rising = sigmas[order]
-    group = np.r_[0, np.cumsum(np.diff(rising) > SIGMA_TOLERANCE * np.maximum(rising[1:], 1e-3))]
-    last = np.zeros(group[-1] + 1, dtype=np.intp)
-    np.maximum.at(last, group, order)
-    return last
-
-
 def _resampled(table: Table, sigmas: np.ndarray) -> Table:
     weights = interpolation(table.sigmas, sigmas)
-    last = _last_at_each_sigma(table.sigmas)
-    linear = _linear(table.sigmas[last], sigmas)
-    gram = _mirrored(weights @ table.gram @ weights.T)
+    last = last_at_each_sigma(table.sigmas)
+    linear = linear_weights(table.sigmas[last], sigmas)
+    gram = _resampled_gram(table.gram, weights)
     mean = weights @ table.mean
     # 1 / sqrt(n) for features of equal magnitudes, less for features with outliers: it changes slowly with sigma.
-    spread = _ratio(table.l1[np.ix_(last, last)], _distances(table.gram[np.ix_(last, last)]))
-    size = _ratio(table.norm1[last], np.sqrt(np.diag(table.gram)[last]))
-    l1 = _distances(gram) * (linear @ _with_diagonal(spread) @ linear.T)
+    spread = ratio_of(table.l1[np.ix_(last, last)], gram_distances(table.gram[np.ix_(last, last)]))
+    size = ratio_of(table.norm1[last], np.sqrt(np.diag(table.gram)[last]))
+    l1 = gram_distances(gram) * (linear @ with_diagonal(spread) @ linear.T)
     norm1 = np.sqrt(np.maximum(np.diag(gram), 0)) * (linear @ size)
     return Table(
         run=table.run,
@@ -444,39 +455,21 @@ def _resampled(table: Table, sigmas: np.ndarray) -> Table:
     )
 
 
+def _resampled_gram(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    resampled = _mirrored(weights @ gram @ weights.T)
+    if _is_semidefinite(resampled):
+        return resampled
+    # As far as rounding goes the measured one was; where the features are small that is no more so.
+    values, vectors = np.linalg.eigh(gram)
+    roots = weights @ (vectors * np.sqrt(np.maximum(values, 0.0)))
+    return _mirrored(roots @ roots.T)
+
+
 def _resampled_answer(answer: np.ndarray, table: Table, linear: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """Times sigma, its unit, it changes slowly."""
-    last = _last_at_each_sigma(table.sigmas)
+    last = last_at_each_sigma(table.sigmas)
     found: np.ndarray = linear @ (answer * table.sigmas)[last] / np.maximum(sigmas, 1e-12)
     return found
-
-
-def _distances(gram: np.ndarray) -> np.ndarray:
-    """(M, M) |F_i - F_j|."""
-    squares = np.diag(gram)
-    apart: np.ndarray = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0))
-    np.fill_diagonal(apart, 0)
-    return apart
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    ratio: np.ndarray = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-    return ratio
-
-
-def _with_diagonal(ratio: np.ndarray) -> np.ndarray:
-    """The ratio towards a feature itself, which is 0 / 0, taken from its neighbours."""
-    count = len(ratio)
-    filled = ratio.copy()
-    for i in range(count):
-        beside = [j for j in (i - 1, i + 1) if 0 <= j < count]
-        filled[i, i] = ratio[i, beside].mean() if beside else 0.0
-    return filled
-
-
-def _linear(nodes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(M', K) weights of linear interpolation over rising nodes (K,), held at the ends."""
-    return np.stack([np.interp(wanted, nodes, unit) for unit in np.eye(nodes.size)], axis=1)
 
 
 # The file
@@ -495,20 +488,19 @@ def _pack(tables: Sequence[Table]) -> dict[str, np.ndarray]:
 
 def _unpack(packed: dict[str, np.ndarray]) -> tuple[Table, ...]:
     runs, count = packed["sigmas"].shape
-    upper, strict = np.triu_indices(count), np.triu_indices(count, 1)
     tables = []
     for t in range(runs):
-        gram, l1 = np.zeros((count, count)), np.zeros((count, count))
-        gram[upper], l1[strict] = packed["gram"][t], packed["l1"][t]
+        gram, l1 = _squared(packed["gram"][t], count, 0), _squared(packed["l1"][t], count, 1)
         values: dict[str, Any] = {name: packed[name][t] for name in ("sigmas", "norm1", "mean", "gain", "spread")}
         values |= {name: packed[name][t].item() for name in ("run", "stream", "elements", "latent_rms")}
-        tables.append(Table(gram=_full(gram), l1=_full(l1), **values))
+        tables.append(Table(gram=gram, l1=l1, **values))
     return tuple(tables)
 
 
-def _full(upper: np.ndarray) -> np.ndarray:
-    # Not by adding the halves: NaN and inf are refused later, with the field's name.
-    return np.where(np.tri(len(upper), k=-1, dtype=bool), upper.T, upper)
+def _squared(upper: np.ndarray, count: int, diagonal: int) -> np.ndarray:
+    matrix = np.zeros((count, count))
+    matrix[~np.tri(count, k=diagonal - 1, dtype=bool)] = upper
+    return _mirrored(matrix)
 
 
 def _safetensors(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:

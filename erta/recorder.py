@@ -74,7 +74,7 @@ class Recorder:
                 sigmas=self.sigmas,
                 gram=gram,
                 l1=l1,
-                norm1=np.concatenate([_row_means(row.abs()) for row in stacked.split(1)]),
+                norm1=np.concatenate([_row_means(row.abs()) for row in torch.split(stacked, 1)]),
                 mean=_row_means(stacked),
             )
         except ProfileError as error:  # a run of one step, or one that gave NaN

@@ -271,3 +271,18 @@ def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(
         errors.append(float((sample(model, seed=seed) - full).norm() / full.norm()))
     predicted = plan_from_json(reports[0].plan).predicted_error[0]
     assert np.median(errors) / 3 < predicted < 3 * np.median(errors)
+
+
+def test_a_profile_that_cannot_be_kept_does_not_cost_the_picture(wan, sample, tmp_path):
+    """A full disk or the like, at the end of a first render that records."""
+    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.store import Store
+    from ertacache.comfy_erta.tasks import Caching
+
+    in_the_way = tmp_path / "profiles"
+    in_the_way.write_text("a file where the folder should be")
+    reports = []
+    latent = sample(attach(wan, Caching(Wish(), Store(in_the_way), reports.append)))
+    assert torch.equal(latent, sample())
+    (note,) = [note for note in reports[0].notes if note.startswith("nothing recorded: profile ")]
+    assert "cannot be kept" in note

@@ -273,7 +273,7 @@ def test_answers_survive_save_and_load_and_change_the_digest() -> None:
 )
 def test_digest_survives_save_and_load(features: np.ndarray, name: str, guidance: float | None) -> None:
     measured = replace(MEASURED, model_class=name, guidance=guidance)
-    profile = Profile(measured, (table_of(features, np.linspace(1, 0, len(features))),))
+    profile = Profile(measured, (table_of(features, np.linspace(1, 0.1, len(features))),))
     data = profile.to_bytes()
     assert int.from_bytes(data[:8], "little") % 8 == 0  # as safetensors aligns its data
     again = Profile.from_bytes(data)
@@ -615,8 +615,8 @@ def test_resampling_refuses_sigmas_that_no_run_has(fifty: Profile) -> None:
 @settings(max_examples=30, deadline=None)
 @given(
     features=hnp.arrays(np.float64, (7, 3), elements=st.floats(-1e3, 1e3)),
-    sigmas=hnp.arrays(np.float64, 7, elements=st.floats(0, 20)),
-    wanted=hnp.arrays(np.float64, 5, elements=st.floats(0, 30)),
+    sigmas=hnp.arrays(np.float64, 7, elements=st.floats(1e-9, 20)),
+    wanted=hnp.arrays(np.float64, 5, elements=st.floats(1e-9, 30)),
     answers=hnp.arrays(np.float64, (2, 7), elements=st.floats(-1e3, 1e3)),
 )
 def test_resampled_tables_are_valid_whatever_was_measured(features, sigmas, wanted, answers) -> None:

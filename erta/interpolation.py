@@ -1,0 +1,82 @@
+"""From features at some sigmas to those at others: interpolation weights, and what they do to distances and sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Sigmas that differ by less than this are the same: schedulers work in float32.
+SIGMA_TOLERANCE = 1e-5
+
+# Sum of a cubic's absolute weights. One spacing beyond equally spaced sigmas it is 15, in between 1.6 at most.
+_MAX_AMPLIFICATION = 16.0
+
+
+def interpolation(measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(M', M) weights that give features at the wanted sigmas (M',) from those at the measured ones (M,).
+
+    Cubic through the four measured sigmas around each wanted one (the nearest four at the ends). Second differences,
+    on which the predicted errors rest, then hold to a few percent; lower orders lose them. Up to one spacing beyond
+    the measured range the end's cubic goes on, as the last sigma moves with the number of steps; further out the
+    feature is held. Where measured sigmas lie so unevenly that a cubic would blow up rounding, a line takes its place.
+    Of evaluations that share a sigma (heun) the last counts.
+    """
+    last = last_at_each_sigma(measured)
+    nodes = measured[last]
+    width = min(4, nodes.size)
+    low, high = (2 * nodes[0] - nodes[1], 2 * nodes[-1] - nodes[-2]) if nodes.size > 1 else (nodes[0], nodes[0])
+    at = np.clip(wanted, max(low, 0.0), high)
+    first = np.clip(np.searchsorted(nodes, at, side="right") - 2, 0, nodes.size - width)
+    window = first[:, None] + np.arange(width)
+    near = nodes[window]
+    same = np.eye(width, dtype=bool)
+    numerator = np.where(same, 1.0, (at[:, None] - near)[:, None, :])
+    denominator = np.where(same, 1.0, near[:, :, None] - near[:, None, :])
+    cubic = np.zeros((wanted.size, nodes.size))
+    np.put_along_axis(cubic, window, (numerator / denominator).prod(axis=2), axis=1)
+    steady = np.abs(cubic).sum(axis=1, keepdims=True) <= _MAX_AMPLIFICATION
+    weights = np.zeros((wanted.size, measured.size))
+    weights[:, last] = np.where(steady, cubic, linear_weights(nodes, wanted))
+    return weights
+
+
+def last_at_each_sigma(sigmas: np.ndarray) -> np.ndarray:
+    """Index of the last evaluation at each different sigma, sigmas rising."""
+    order = np.argsort(sigmas, kind="stable")
+    rising = sigmas[order]
+    group = np.r_[0, np.cumsum(np.diff(rising) > SIGMA_TOLERANCE * np.maximum(rising[1:], 1e-3))]
+    last = np.zeros(group[-1] + 1, dtype=np.intp)
+    np.maximum.at(last, group, order)
+    return last
+
+
+def gram_distances(gram: np.ndarray) -> np.ndarray:
+    """(M, M) |F_i - F_j|."""
+    squares = np.diag(gram)
+    apart: np.ndarray = squares[:, None] + squares[None, :]
+    apart -= gram
+    apart -= gram
+    np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
+    np.fill_diagonal(apart, 0)
+    return apart
+
+
+def ratio_of(mean: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """A mean of absolute values over the root of the sum of squares, 0 where that is 0; never above 1."""
+    ratio: np.ndarray = np.divide(mean, length, out=np.zeros_like(mean), where=length > mean)
+    # Between equal features both are rounding.
+    return np.where((length <= mean) & (length > 0), 1.0, ratio)
+
+
+def with_diagonal(ratio: np.ndarray) -> np.ndarray:
+    """The ratio towards a feature itself, which is 0 / 0, taken from its neighbours."""
+    count = len(ratio)
+    filled = ratio.copy()
+    for i in range(count):
+        beside = [j for j in (i - 1, i + 1) if 0 <= j < count]
+        filled[i, i] = ratio[i, beside].mean() if beside else 0.0
+    return filled
+
+
+def linear_weights(nodes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(M', K) weights of linear interpolation over rising nodes (K,), held at the ends."""
+    return np.stack([np.interp(wanted, nodes, unit) for unit in np.eye(nodes.size)], axis=1)

@@ -1,0 +1,114 @@
+"""Mutated profiles and plans through a real server: each prompt ends with a clear error or with a picture, and the
+server goes on and renders what it rendered before."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ertacache.demo.server import ComfyServer, WorkflowError
+from ertacache.tests.core import test_hostile_plans as plans
+from ertacache.tests.core import test_hostile_profiles as profiles
+from ertacache.tests.server.test_nodes import Bench, cached, full, make_bench, node, profiling, report, save
+from ertacache.tests.server.test_soak import one_thread
+
+__all__ = ["make_bench", "one_thread"]  # fixtures
+
+MUTATED = 100
+STEPS = 12
+
+
+def small(**nodes: Any) -> dict[str, Any]:
+    empty = node("EmptyHunyuanLatentVideo", width=32, height=32, length=5, batch_size=1)
+    return {"empty": empty, "save": save(), **nodes}
+
+
+@pytest.fixture(scope="module")
+def server(one_thread: None) -> Iterator[ComfyServer]:
+    """In place of the one that all share: hundreds of tiny renders are many times faster on one thread."""
+    with ComfyServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bench(make_bench: Callable[[], Bench]) -> Bench:
+    return make_bench()
+
+
+@pytest.fixture(scope="module")
+def plain(bench: Bench) -> torch.Tensor:
+    """The render without a cache, which none of the others may be far from."""
+    return bench.latent(bench.run(**small(sampler=full())))
+
+
+def check(bench: Bench, outputs: dict[str, Any], plain: torch.Tensor) -> dict[str, Any]:
+    latent, told = bench.latent(outputs), report(outputs)
+    assert torch.isfinite(latent).all()
+    assert latent.norm() < 10.0 * plain.norm()
+    assert told["evaluations"] == STEPS and told["computed"] + told["reused"] == STEPS
+    return told
+
+
+def still_right(bench: Bench, plain: torch.Tensor) -> None:
+    assert torch.equal(bench.latent(bench.run(**small(sampler=full(seed=5)))), plain)
+    assert bench.server.pid is not None
+
+
+def test_mutated_profiles_in_the_store(bench: Bench, plain: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run(**small(profile=profiling("original", runs=2), sampler=cached(profile=["profile", 0])))
+    original, hostile = (bench.store / f"{name}.safetensors" for name in ("original", "hostile"))
+    monkeypatch.setattr(profiles, "GOOD", original.read_bytes())
+    graph = small(profile=node("ERTALoadProfile", name="hostile"), sampler=cached(profile=["profile", 0]))
+    outcomes: Counter[str] = Counter()
+    for seed in range(MUTATED):
+        hostile.write_bytes(profiles.FAMILIES[seed % len(profiles.FAMILIES)](random.Random(seed)))
+        try:
+            check(bench, bench.run(**graph), plain)
+            outcomes["rendered"] += 1
+        except WorkflowError as error:
+            ours = "profile field" in error.message or "does not fit" in error.message
+            assert ours and error.node_id in ("profile", "sampler"), (seed, error)
+            outcomes[error.node_id] += 1
+    hostile.unlink()
+    assert outcomes["rendered"] > 5 and outcomes["profile"] > 20, outcomes
+    still_right(bench, plain)
+
+
+def test_a_store_full_of_mutated_profiles_keeps_the_good_one_usable(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no profile connected the node looks through all of them, of which most cannot be read."""
+    monkeypatch.setattr(profiles, "GOOD", (bench.store / "original.safetensors").read_bytes())
+    written = [bench.store / f"zz-{seed}.safetensors" for seed in range(MUTATED)]
+    for seed, path in enumerate(written):
+        path.write_bytes(profiles.FAMILIES[seed % 5](random.Random(seed)))
+    try:
+        told = report(bench.run(**small(sampler=cached(seed=8))))
+    finally:
+        for path in written:
+            path.unlink()
+    assert told["computed"] == STEPS // 2
+    assert any(note.startswith("profile ") for note in told["notes"])
+
+
+def test_mutated_plans_in_the_workflow(make_bench: Callable[[], Bench]) -> None:
+    bench = make_bench()
+    plain = bench.latent(bench.run(**small(sampler=full())))
+    built_in = {"without_profile": "built-in plan"}
+    good = report(bench.run(**small(sampler=cached(**built_in))))["plan"]
+    outcomes: Counter[str] = Counter()
+    for seed in range(MUTATED):
+        chance = random.Random(seed)
+        text = plans.FAMILIES[seed % len(plans.FAMILIES)](good, chance).encode("utf-8", "replace").decode()
+        told = check(bench, bench.run(**small(sampler=cached(plan=text, **built_in))), plain)
+        used = "plan carried by the workflow" in told["notes"]
+        refused = any(note.startswith("the workflow's plan is not used: ") for note in told["notes"])
+        assert not (used and refused)
+        outcomes["used" if used else "refused" if refused else "of another run"] += 1
+    assert outcomes["used"] > 5 and outcomes["refused"] > 20, outcomes
+    still_right(bench, plain)
