@@ -72,14 +72,9 @@ class BlocksLevel:
     """Reuse of the block stack's residual, per cond and context window."""
 
     def prepare(self, session: Session, guider: Any) -> None:
-        count = block_count(guider.model_patcher)
-        stack = _Stack(session, last=count - 1)
+        stack = _Stack(session, block_count(guider.model_patcher))
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, stack.forward, options)
-        replace = options.setdefault("patches_replace", {}).setdefault("dit", {})
-        for index in range(count):
-            slot = ("double_block", index)
-            replace[slot] = stack.block(index, replace.get(slot))
 
     def evaluate(self, session: Session, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         if not session.expects_reuse:
@@ -110,12 +105,14 @@ def has_blocks(model_patcher: Any) -> bool:
 class _Stack:
     """The block stack of one run: what the current forward does, and the residuals it leaves."""
 
-    def __init__(self, session: Session, last: int) -> None:
+    def __init__(self, session: Session, count: int) -> None:
         self.session = session
-        self.last = last
+        self.count = count
         self.keys: list[str] = []
         self.predicted: list[Tensor] | None = None
+        # What went into the stack, where it is computed; what comes out of it, where it is reused.
         self.entered: Tensor | None = None
+        self.left: Tensor | None = None
 
     def forward(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper: one call per batch of conds. All of them are reused, or none."""
@@ -126,10 +123,22 @@ class _Stack:
         self.predicted = [p for p in found if p is not None]
         if len(self.predicted) < len(found):
             self.predicted = None
+        patched = self._patched(options)
+        given = [patched if arg is options else arg for arg in args]
+        named = {name: patched if arg is options else arg for name, arg in kwargs.items()}
         try:
-            return executor(*args, **kwargs)
+            return executor(*given, **named)
         finally:
-            self.entered = self.predicted = None
+            self.entered = self.left = self.predicted = None
+
+    def _patched(self, options: dict[str, Any]) -> dict[str, Any]:
+        """A copy with our patches around what is in the slots by now: skip layer guidance fills some for its pass."""
+        others = options.get("patches_replace", {})
+        blocks = dict(others.get("dit", {}))
+        for index in range(self.count):
+            slot = ("double_block", index)
+            blocks[slot] = self.block(index, blocks.get(slot))
+        return {**options, "patches_replace": {**others, "dit": blocks}}
 
     def _key(self, uuid: Any, window: Any) -> str:
         """Extra passes (skip layer guidance and the like) come again under the same uuid: they are counted."""
@@ -146,9 +155,9 @@ class _Stack:
             if index == 0:
                 self._enter(image)
             if self.predicted is not None:
-                return {"img": self._leave_reused() if index == self.last else image}
+                return {"img": self.left if index == self.count - 1 else image}
             out: dict[str, Any] = extra["original_block"](args) if previous is None else previous(args, extra)
-            if index == self.last:
+            if index == self.count - 1:
                 self._leave_computed(out["img"])
             return out
 
@@ -161,13 +170,13 @@ class _Stack:
                 self.predicted = None
         self.session.forwards_reused += self.predicted is not None
         self.session.forwards_computed += self.predicted is None
-        # A copy: blocks of some models and versions write into what they are given.
-        self.entered = image if self.predicted is not None else image.clone()
-
-    def _leave_reused(self) -> Tensor:
-        assert self.entered is not None and self.predicted is not None
-        residual = torch.cat(self.predicted) if len(self.predicted) > 1 else self.predicted[0]
-        return (self.entered.to(torch.float32) + residual).to(self.entered.dtype)
+        # Now or by a copy: blocks of some models write into what they are given, and so does what VACE and S2V add
+        # between the blocks, on a reused evaluation too.
+        if self.predicted is None:
+            self.entered = image.clone()
+        else:
+            residual = torch.cat(self.predicted) if len(self.predicted) > 1 else self.predicted[0]
+            self.left = (image.to(torch.float32) + residual).to(image.dtype)
 
     def _leave_computed(self, image: Tensor) -> None:
         assert self.entered is not None
