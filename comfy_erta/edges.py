@@ -1,13 +1,17 @@
-"""Sigmas at which conditioning starts or ends, so that guidance combines something else from there on."""
+"""Sigmas at which conditioning or guidance starts or ends, so that something else is combined from there on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 _PERCENTS = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent")
+
+# Options are dicts and lists within each other, some levels of them.
+_DEEPEST = 6
 
 
 def conditioning_edges(
@@ -18,9 +22,40 @@ def conditioning_edges(
     conds: the guider's, by role. sampling: the model's model_sampling, which knows percent_to_sigma.
     """
     percents = {p for role in conds.values() for cond in role for p in _percents(cond)}
-    sigmas = {float(sampling.percent_to_sigma(p)) for p in percents}
+    return _inside({float(sampling.percent_to_sigma(p)) for p in percents}, schedule)
+
+
+def guidance_edges(model_options: dict[str, Any], schedule: np.ndarray) -> tuple[float, ...]:
+    """Edges inside the schedule's range that functions in a model's options keep for themselves.
+
+    Skip layer guidance and its like are told a range as percents and hold it as sigmas, in a closure or on an object,
+    where nothing declares it. So every number there whose name has "sigma" in it counts as one. One that is none costs
+    a computed evaluation.
+    """
+    named = (pair for function in _callables(model_options, _DEEPEST) for pair in _kept_by(function))
+    return _inside({value for name, value in named if isinstance(value, float) and "sigma" in name}, schedule)
+
+
+def _inside(sigmas: set[float], schedule: np.ndarray) -> tuple[float, ...]:
     low, high = float(schedule.min()), float(schedule.max()) * (1.0 - 1e-6)
     return tuple(sorted(s for s in sigmas if low < s < high))
+
+
+def _callables(options: Any, depth: int) -> Iterator[Any]:
+    if isinstance(options, (dict, list, tuple)):
+        for value in options.values() if isinstance(options, dict) else options:
+            yield from _callables(value, depth - 1) if depth else ()
+    elif callable(options):
+        yield options
+
+
+def _kept_by(function: Any) -> Iterator[tuple[str, Any]]:
+    """Names and values in a function's closure, or on the object that it belongs to or that is called like one."""
+    yield from getattr(getattr(function, "__self__", function), "__dict__", {}).items()
+    cells = getattr(function, "__closure__", None) or ()
+    for name, cell in zip(getattr(getattr(function, "__code__", None), "co_freevars", ()), cells, strict=False):
+        with suppress(ValueError):  # nothing was ever put into it
+            yield name, cell.cell_contents
 
 
 def _percents(cond: dict[str, Any]) -> Iterator[float]:

@@ -10,6 +10,7 @@ from typing import Any
 import comfy.samplers
 import numpy as np
 import torch
+from comfy.model_management import InterruptProcessingException
 
 from ..erta.response import Denoise, Response, UnknownResponse, probe
 
@@ -17,14 +18,18 @@ from ..erta.response import Denoise, Response, UnknownResponse, probe
 class _ProbedModel:
     """What a sampler function sees as its model: callable, and with the two paths on which functions look for facts."""
 
-    def __init__(self, answer: Denoise, model_patcher: Any) -> None:
-        self._answer = answer
+    def __init__(self, answer: Denoise, model_patcher: Any, sampler: str = "the sampler") -> None:
+        self._answer, self._sampler = answer, sampler
         sampling = model_patcher.get_model_object("model_sampling")
         self.inner_model = SimpleNamespace(
             model_patcher=model_patcher, inner_model=SimpleNamespace(model_sampling=sampling)
         )
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        # Some would even be linear in what they are answered here, with a zero for what nobody hands them.
+        if any(name.startswith("sampler_") for name in kwargs.get("model_options", {})):
+            reads = "reads predictions from within guidance, which a reused evaluation does not have"
+            raise UnknownResponse(f"{self._sampler} {reads}")
         return self._answer(x, sigma)
 
 
@@ -37,19 +42,19 @@ def sampler_response(sampler: Any, schedule: np.ndarray, model_patcher: Any) -> 
     plain = isinstance(sampler, comfy.samplers.KSAMPLER) and type(sampler).sample is comfy.samplers.KSAMPLER.sample
     if not plain:
         raise UnknownResponse(f"sampler {type(sampler).__name__} is no plain sampler function")
-    try:
-        return _probe(sampler, schedule, model_patcher, torch.float64)
-    except UnknownResponse:
-        raise
-    except (RuntimeError, TypeError):
-        pass  # some functions mix in float32 constants: once more in their own precision
-    try:
-        return _probe(sampler, schedule, model_patcher, torch.float32)
-    except UnknownResponse:
-        raise
-    except Exception as error:  # noqa: BLE001 - foreign code on made-up input: whatever it raises means "not known"
-        name = getattr(sampler.sampler_function, "__name__", "sampler")
-        raise UnknownResponse(f"{name} cannot be probed ({type(error).__name__}: {str(error)[:80]})") from None
+    unknown = ""
+    for dtype in (torch.float64, torch.float32):  # some functions mix in float32 constants
+        try:
+            return _probe(sampler, schedule, model_patcher, dtype)
+        except (UnknownResponse, InterruptProcessingException):
+            raise
+        except Exception as error:  # noqa: BLE001 - foreign code on made-up input: whatever it raises means "not known"
+            unknown = f"{type(error).__name__}: {str(error)[:80]}"
+    raise UnknownResponse(f"{_name(sampler)} cannot be probed ({unknown})")
+
+
+def _name(sampler: Any) -> str:
+    return str(getattr(sampler.sampler_function, "__name__", "sampler"))
 
 
 def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.dtype) -> Response:
@@ -70,7 +75,7 @@ def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.
         extra_args = {"model_options": {"transformer_options": {}}, "seed": 0, "denoise_mask": None}
         # The schedule is made anew each time: uni_pc writes into the one it is given.
         sigmas = torch.tensor(schedule, dtype=dtype)
-        model = _ProbedModel(answer, model_patcher)
+        model = _ProbedModel(answer, model_patcher, _name(sampler))
         result: torch.Tensor = function(model, x, sigmas, extra_args=extra_args, callback=None, disable=True, **options)
         return result
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import comfy.model_patcher
@@ -21,15 +21,16 @@ from torch import Tensor
 from ..erta.plan import Plan, plan_to_json
 from ..erta.profile import Measured, Profile
 from ..erta.response import Response, UnknownResponse
-from .edges import conditioning_edges
+from .edges import conditioning_edges, guidance_edges
 from .levels import Level, level_named
 from .probing import sampler_response
 from .report import Report
 
 KEY = "ertacache"
 
-# Other step caches by the name they leave in the transformer options. Two caches at once skip on top of each other.
-_OTHER_CACHES = ("easycache", "lazycache", "wan_teacache", "teacache_state")
+# Other step caches, by a part of the names that they leave in the options or that their functions come from.
+_OTHER_CACHES = ("easycache", "lazycache", "teacache", "magcache", "fbcache", "first_block", "wavespeed", "cachedit")
+_OTHER_CACHES += ("cache_dit", "spectrum")
 
 
 class Observer(Protocol):
@@ -253,26 +254,31 @@ def _observe_run(
 def _setting(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Setting:
     schedule = sigmas.detach().to("cpu", torch.float64).numpy()
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    edges = conditioning_edges(guider.conds, sampling, schedule)
+    declared = conditioning_edges(guider.conds, sampling, schedule)
+    edges = tuple(sorted({*declared, *guidance_edges(guider.model_options, schedule)}))
     return Setting(guider, sampler, schedule, tuple(noise.shape), edges)
 
 
 def _begin(task: Task, setting: Setting) -> Start:
-    notes = _foreign(setting.guider.model_options)
+    others = other_caches(setting.guider.model_options)
+    if others:
+        # Theirs would fill in evaluations that ours takes for computed, and keeps or records as such.
+        both = f"{', '.join(others)} is on this model too, and two caches spoil each other. Remove one of them"
+        return Start(notes=(f"everything computed: {both}",))
     try:
-        start = task.begin(setting)
+        return task.begin(setting)
     except UnknownResponse as unknown:
-        return Start(notes=(*notes, f"everything computed: {unknown}"))
-    return replace(start, notes=(*notes, *start.notes))
+        return Start(notes=(f"everything computed: {unknown}",))
 
 
-def _foreign(model_options: dict[str, Any]) -> tuple[str, ...]:
-    present = model_options.get("transformer_options", {})
-    return tuple(
-        f"{name} is on this model too: the two caches skip on top of each other, remove one"
-        for name in _OTHER_CACHES
-        if name in present
-    )
+def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the step caches of others that a run would meet, as they are found in its options."""
+    options = model_options.get("transformer_options", {})
+    around = model_options.get("model_function_wrapper")
+    origin = f"{getattr(around, '__module__', '')}.{getattr(around, '__qualname__', type(around).__qualname__)}"
+    names = [origin, *options, *(key for kind in options.get("wrappers", {}).values() for key in kind)]
+    found = {known for known in _OTHER_CACHES for name in names if known in str(name).lower().replace("-", "")}
+    return tuple(sorted(found))
 
 
 def _report(session: Session, seconds: float) -> Report:

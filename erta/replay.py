@@ -20,7 +20,8 @@ class Replay:
     computed until the plan's own history is there again: never a guess from something else, and never from nothing.
 
     Each gap of the plan ends at a computed evaluation that shows how wrong its prediction is. Where that is unlike the
-    recorded runs, the next gap is computed; what is computed on top of the plan enters no later prediction.
+    recorded runs, the next gap is computed. What is computed on top of the plan, or because nothing was there to
+    predict it from, enters no later prediction, so that the plan goes on as soon as it can.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -33,14 +34,22 @@ class Replay:
         self._told: tuple[int, Scalar] | None = None
         self._careful = False
         self._on_top: list[int] = []
+        self._unfit: set[int] = set()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What happened that nobody planned."""
-        if not self._on_top:
-            return ()
-        first, count = self._on_top[0], len(self._on_top)
-        return (f"unlike the profiled runs from evaluation {first} on: {count} computed on top of the plan",)
+        notes = []
+        if self._on_top:
+            first, count = self._on_top[0], len(self._on_top)
+            notes.append(f"unlike the profiled runs from evaluation {first} on: {count} computed on top of the plan")
+        if self._unfit:
+            first, count = min(self._unfit), len(self._unfit)
+            notes.append(
+                f"what was kept did not fit at evaluation {first} (another shape, device or condition): "
+                f"{count} computed that were to be reused"
+            )
+        return tuple(notes)
 
     def predict(self, i: int, key: str) -> Tensor | None:
         if i >= len(self.plan.compute) or self.plan.compute[i] or self._careful:
@@ -51,9 +60,13 @@ class Replay:
 
     def observe(self, i: int, key: str, feature: Tensor) -> Tensor:
         planned = i < len(self.plan.compute)
-        if planned and self._careful and not self.plan.compute[i]:
-            self._on_top.append(i)
-            return feature
+        if planned and not self.plan.compute[i]:
+            if self._careful:
+                self._on_top.append(i)
+                return feature
+            self._unfit.add(i)
+            if self._combine(i, key) is None:
+                return feature
         compared = planned and (self.plan.corrections[i] != 0.0 or self.plan.misses[i] > 0.0)
         predicted = self._combine(i, key) if compared else None
         self._keep(i, key, feature)
