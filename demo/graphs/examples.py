@@ -91,7 +91,7 @@ HEIGHTS = {
     "TrimVideoLatent": 70,
     "UNETLoader": 100,
     "VAEDecode": 60,
-    "VAEDecodeTiled": 180,
+    "VAEDecodeTiled": 200,
     "VAELoader": 70,
     "WanImageToVideo": 240,
     "WanVaceToVideo": 290,
