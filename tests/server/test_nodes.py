@@ -438,8 +438,8 @@ def test_a_saved_file_renders_the_same_where_the_profile_is_gone(make_bench: Cal
 def test_nothing_asked_means_nothing_run(bench: Bench, profiled: dict[str, Any]):
     """The same prompt once more, as when Queue is pressed and nothing was changed."""
     graph = {"sampler": cached(seed=77, without_profile="built-in plan"), "save": save()}
-    bench.run(as_drawn(), **graph)
-    again = bench.run(as_drawn(), **graph)
+    bench.run(as_drawn("sampler"), **graph)
+    again = bench.run(as_drawn("sampler"), **graph)
     (kept,) = bench.heard("execution_cached")
     assert "sampler" in kept["nodes"]
     assert report(again)["reused"] > 0, "the report of the run that made it"

@@ -13,6 +13,7 @@ import pytest
 from ertacache.demo.server import ComfyServer
 
 PROFILE = "for-the-browser"
+GRAPHS = Path(__file__).resolve().parents[2] / "demo" / "graphs"
 WATCH = """() => {
   window.labels = [];
   const strip = document.querySelector(".erta-strip");
@@ -87,6 +88,41 @@ def test_a_profile_is_drawn_and_read_by_keyboard(tab: Any, planned: dict[str, An
     tab.page.reload()
     tab.wait_until_ready()
     tab.page.wait_for_function("document.querySelectorAll('.erta-dot-median').length > 3")
+
+
+def test_what_erta_profile_measures_is_drawn_and_drawn_again(tab: Any, profiled: ComfyServer):
+    tab.drop("profile.json", json.loads((GRAPHS / "profile.json").read_text(encoding="utf-8")))
+    for name, value in (("runs", 1), ("seed", 300 + tab.vue), ("name", f"drawn-{tab.vue}")):
+        tab.set(name, value, "ERTAProfile")
+    drawn = "document.querySelectorAll('.erta-dot-median').length > 3"
+    tab.queue()
+    tab.page.wait_for_function(drawn)
+    assert "1 run recorded" in tab.words(".erta-text")
+    tab.page.wait_for_timeout(1500)  # ComfyUI keeps drafts with a delay
+    tab.page.reload()
+    tab.wait_until_ready()
+    tab.page.wait_for_function(drawn)
+    (profiled.base / "user" / "default" / "ertacache" / f"drawn-{tab.vue}.safetensors").unlink()
+
+
+def test_a_toast_comes_when_somebody_is_needed_and_not_when_switched_off(tab: Any, planned: dict[str, Any]):
+    toast = tab.page.get_by_text("The workflow's plan is not used").or_(
+        tab.page.get_by_text("the workflow's plan is not used")
+    )
+    shown = toast.and_(tab.page.locator("[role=alert] *"))
+    tab.drop("planned.json", planned)
+    tab.set("plan", "no plan")
+    tab.set("seed", 400 + tab.vue)
+    tab.queue()
+    shown.first.wait_for()
+    tab.evaluate("() => app.extensionManager.setting.set('ERTACache.Toasts', false)")
+    shown.first.wait_for(state="hidden")
+    tab.set("plan", "no plan either")
+    tab.queue()
+    tab.wait_for(".erta-notes", "plan is not used")
+    tab.page.wait_for_timeout(1000)
+    assert shown.count() == 0
+    tab.evaluate("() => app.extensionManager.setting.set('ERTACache.Toasts', true)")
 
 
 def test_undo_copy_and_collapse_keep_the_panel(tab: Any, planned: dict[str, Any]):
