@@ -7,7 +7,9 @@ import weakref
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from unittest import mock
 
+import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -154,6 +156,16 @@ class Compiled:
     why: list[str]
 
 
+def steady_memory() -> Any:
+    """A block in which ComfyUI finds the same memory free each time. Its attention for the CPU asks before each of its
+    calls, and Dynamo compiles a frame anew for another answer: counts would change from run to run."""
+    return mock.patch.object(
+        comfy.model_management,
+        "get_free_memory",
+        lambda dev=None, torch_free_too=False: (2**33, 2**33) if torch_free_too else 2**33,
+    )
+
+
 def graph_breaks(model: FullModel, method: str, clip: Clip, steps: int, wanted: int, first: bool) -> Compiled:
     """Graph breaks and compiled frames of a run, and the frames that a second run compiles again.
 
@@ -172,10 +184,11 @@ def graph_breaks(model: FullModel, method: str, clip: Clip, steps: int, wanted: 
 
     bare = model.patcher.clone()
     patcher = cached(compiled(bare)) if first else compiled(cached(bare))
-    model.sample(patcher, clip, steps)
-    breaks, frames = sum(counters["graph_break"].values()), counters["frames"]["total"]
-    why = [reason.split("\n")[0][:160] for reason in counters["graph_break"]]
-    model.sample(patcher, clip, steps)
+    with steady_memory():
+        model.sample(patcher, clip, steps)
+        breaks, frames = sum(counters["graph_break"].values()), counters["frames"]["total"]
+        why = [reason.split("\n")[0][:160] for reason in counters["graph_break"]]
+        model.sample(patcher, clip, steps)
     again = counters["frames"]["total"] - frames
     torch._dynamo.reset()
     return Compiled(method, breaks, frames, again, first, why)

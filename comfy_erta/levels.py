@@ -7,6 +7,7 @@ still run with the current timestep on a reused evaluation.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,73 +73,102 @@ class BlocksLevel:
     """Reuse of the block stack's residual, per cond and context window."""
 
     def prepare(self, session: Session, guider: Any) -> None:
-        stack = _Stack(session, block_count(guider.model_patcher))
+        stack = _Stack(session, block_slots(guider.model_patcher))
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, stack.forward, options)
 
     def evaluate(self, session: Session, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         if not session.expects_reuse:
             session.check(args[1])
-        session.forwards_computed = session.forwards_reused = 0
+        session.forwards = session.forwards_reused = 0
         session.seen.clear()
         denoised: Tensor = executor(*args, **kwargs)
-        session.reused_now = session.forwards_reused > 0 and session.forwards_computed == 0
+        session.reused_now = 0 < session.forwards == session.forwards_reused
         return denoised
 
 
-def block_count(model_patcher: Any) -> int:
-    """Number of blocks of a Wan model. Raises UnknownResponse for models without the hook that is known here."""
+# By the model's class: the kind of slot that its block loop asks ``patches_replace["dit"]`` for, and the list of blocks
+# that it loops over. Others have no such slots, or (LTX-2) hand over more than one stream in them.
+_BLOCKS: dict[str, dict[str, str]] = {
+    "WanModel": {"double_block": "blocks"},
+    "QwenImageTransformer2DModel": {"double_block": "transformer_blocks"},
+    "LTXVModel": {"double_block": "transformer_blocks"},
+    "Flux": {"double_block": "double_blocks", "single_block": "single_blocks"},
+    "Chroma": {"double_block": "double_blocks", "single_block": "single_blocks"},
+    "HunyuanVideo": {"double_block": "double_blocks", "single_block": "single_blocks"},
+}
+
+Slot = tuple[str, int]
+
+
+def block_slots(model_patcher: Any) -> list[Slot]:
+    """The slots of a model's blocks, in the order in which they run. Raises UnknownResponse where they are unknown."""
     model = model_patcher.model.diffusion_model
-    if not has_blocks(model_patcher):
+    slots = [(kind, i) for kind, name in _known_blocks(model).items() for i in range(len(getattr(model, name)))]
+    if not slots:
         raise UnknownResponse(
-            f"level 'blocks' is known for Wan models only, this is {type(model).__name__}: choose level 'output'"
+            f"level 'blocks' is known for {', '.join(_BLOCKS)} only, this is {type(model).__name__}: "
+            "choose level 'output'"
         )
-    return len(model.blocks)
+    return slots
 
 
 def has_blocks(model_patcher: Any) -> bool:
-    """Whether the model is a Wan, whose block loop asks ``patches_replace["dit"]`` for each block."""
-    model = model_patcher.model.diffusion_model
-    return "WanModel" in {cls.__name__ for cls in type(model).__mro__}
+    """Whether level blocks is known for the model."""
+    return bool(_known_blocks(model_patcher.model.diffusion_model))
+
+
+def _known_blocks(model: Any) -> dict[str, str]:
+    # What derives from Wan keeps its loop over the blocks; what derives from others may not.
+    wan = "WanModel" in (cls.__name__ for cls in type(model).__mro__)
+    return _BLOCKS.get("WanModel" if wan else type(model).__name__, {})
 
 
 class _Stack:
-    """The block stack of one run: what the current forward does, and the residuals it leaves."""
+    """The block stack of one run: what the current forward does, and the residuals it leaves.
 
-    def __init__(self, session: Session, count: int) -> None:
+    A residual is what the stack adds to the image's tokens (B, N, C). Where a model has two kinds of blocks the text
+    joins the image between them, in front or behind: that has changed between versions, so it is looked at once a run.
+    """
+
+    def __init__(self, session: Session, slots: list[Slot]) -> None:
         self.session = session
-        self.count = count
+        self.slots = slots
         self.keys: list[str] = []
-        self.predicted: list[Tensor] | None = None
-        # What went into the stack, where it is computed; what comes out of it, where it is reused.
+        # The image's tokens: where the stack is computed, what went in; where it is reused, what comes out.
         self.entered: Tensor | None = None
         self.left: Tensor | None = None
+        second = [slot for slot in slots if slot[0] != slots[0][0]]
+        self.join = second[0] if second else None
+        self.before_join: Tensor | None = None
+        # What keeps books: traced by torch.compile it would be compiled anew as they fill, and has lost entries.
+        self.enter, self.leave = _untraced(self._enter), _untraced(self._leave_computed)
+        self.begin, self.locate_text = _untraced(self._begin), _untraced(self._locate_text)
+        self.text_first: bool | None = None if second else False
 
     def forward(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper: one call per batch of conds. All of them are reused, or none."""
         options = kwargs.get("transformer_options") or next(a for a in args if isinstance(a, dict) and "uuids" in a)
-        window = options.get("context_window")
-        self.keys = [self._key(uuid, window) for uuid in options["uuids"]]
-        found = [self.session.predict(key) for key in self.keys]
-        self.predicted = [p for p in found if p is not None]
-        if len(self.predicted) < len(found):
-            self.predicted = None
+        self.begin(options["uuids"], options.get("context_window"))
         patched = self._patched(options)
         given = [patched if arg is options else arg for arg in args]
         named = {name: patched if arg is options else arg for name, arg in kwargs.items()}
         try:
             return executor(*given, **named)
         finally:
-            self.entered = self.left = self.predicted = None
+            self.entered = self.left = self.before_join = None
 
     def _patched(self, options: dict[str, Any]) -> dict[str, Any]:
         """A copy with our patches around what is in the slots by now: skip layer guidance fills some for its pass."""
         others = options.get("patches_replace", {})
         blocks = dict(others.get("dit", {}))
-        for index in range(self.count):
-            slot = ("double_block", index)
-            blocks[slot] = self.block(index, blocks.get(slot))
+        for slot in self.slots:
+            blocks[slot] = self.block(slot, blocks.get(slot))
         return {**options, "patches_replace": {**others, "dit": blocks}}
+
+    def _begin(self, uuids: list[Any], window: Any) -> None:
+        self.session.forwards += 1
+        self.keys = [self._key(uuid, window) for uuid in uuids]
 
     def _key(self, uuid: Any, window: Any) -> str:
         """Extra passes (skip layer guidance and the like) come again under the same uuid: they are counted."""
@@ -147,42 +177,78 @@ class _Stack:
         seen[uuid, where] = seen.get((uuid, where), -1) + 1
         return f"{uuid}/{seen[uuid, where]}/{where}"
 
-    def block(self, index: int, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+    def block(self, slot: Slot, previous: Callable[..., Any] | None) -> Callable[..., Any]:
         """The replacement of one block; another patch in its slot goes on being called when it is computed."""
+        first, last = slot == self.slots[0], slot == self.slots[-1]
 
         def patch(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-            image = args["img"]
-            if index == 0:
-                self._enter(image)
-            if self.predicted is not None:
-                return {"img": self.left if index == self.count - 1 else image}
+            tokens = args["img"]
+            if first:
+                self.enter(tokens)
+            if self.left is not None:
+                # With all that came: some models want their text back as well.
+                return {**args, "img": self._with_text(tokens) if last else tokens}
+            if slot == self.join and self.text_first is None:
+                self.locate_text(tokens)
             out: dict[str, Any] = extra["original_block"](args) if previous is None else previous(args, extra)
-            if index == self.count - 1:
-                self._leave_computed(out["img"])
+            if self.text_first is None:
+                self.before_join = out["img"]
+            if last:
+                self.leave(out["img"])
             return out
 
         return patch
 
     def _enter(self, image: Tensor) -> None:
-        if self.predicted is not None:
-            shape = (image.shape[0] // len(self.keys), *image.shape[1:])
-            if any(p.shape != shape or p.device != image.device for p in self.predicted):
-                self.predicted = None
-        self.session.forwards_reused += self.predicted is not None
-        self.session.forwards_computed += self.predicted is None
-        # Now or by a copy: blocks of some models write into what they are given, and so does what VACE and S2V add
-        # between the blocks, on a reused evaluation too.
-        if self.predicted is None:
-            self.entered = image.clone()
-        else:
-            residual = torch.cat(self.predicted) if len(self.predicted) > 1 else self.predicted[0]
-            self.left = (image.to(torch.float32) + residual).to(image.dtype)
+        self.left = self._reused(image)
+        self.session.forwards_reused += self.left is not None
+        # A copy: blocks of some models write into what they are given, and so does what VACE and S2V add between the
+        # blocks, on a reused evaluation too.
+        self.entered = image.clone() if self.left is None else None
 
-    def _leave_computed(self, image: Tensor) -> None:
-        assert self.entered is not None
-        residual = image - self.entered
+    def _reused(self, image: Tensor) -> Tensor | None:
+        """What comes out of the stack by the plan, one cond after the other to hold few of them in float32."""
+        if self.text_first is None:
+            return None
+        left = torch.empty_like(image)
+        count = len(image) // len(self.keys)
+        for n, key in enumerate(self.keys):
+            part = slice(n * count, (n + 1) * count)
+            residual = self.session.predict(key)
+            if residual is None or residual.shape != image[part].shape or residual.device != image.device:
+                return None
+            left[part] = residual.add_(image[part])
+        return left
+
+    def _locate_text(self, tokens: Tensor) -> None:
+        """Which end of the joined tokens is the image: what control adds in between is small beside the other's."""
+        assert self.before_join is not None
+        count = self.before_join.shape[1]
+        behind, ahead = (torch.dist(part, self.before_join) for part in (tokens[:, -count:], tokens[:, :count]))
+        self.text_first = bool(behind <= ahead)
+        self.before_join = None
+
+    def _leave_computed(self, tokens: Tensor) -> None:
+        if self.entered is None:
+            return
+        count = self.entered.shape[1]
+        residual = (tokens[:, -count:] if self.text_first else tokens[:, :count]) - self.entered
         for key, part in zip(self.keys, residual.chunk(len(self.keys)), strict=True):
             self.session.observe(key, part)
+
+    def _with_text(self, tokens: Tensor) -> Tensor:
+        """What comes out where the stack is reused; the model drops the text behind its last block."""
+        assert self.left is not None
+        count = self.left.shape[1]
+        if tokens.shape[1] == count:
+            return self.left
+        joined = [tokens[:, :-count], self.left] if self.text_first else [self.left, tokens[:, count:]]
+        return torch.cat(joined, dim=1)
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, run as it is in a compiled model. What is loaded only by compiling something is not loaded here."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def level_named(name: str) -> Level:

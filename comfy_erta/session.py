@@ -141,8 +141,8 @@ class Session:
     evaluation: int = -1
     surprise: str = ""
     reused_now: bool = False
-    # Of the evaluation going on, at blocks level: forwards of each kind, and how often each cond and window came.
-    forwards_computed: int = 0
+    # Of the evaluation going on, at blocks level: forwards, the reused ones, how often each cond and window came.
+    forwards: int = 0
     forwards_reused: int = 0
     seen: dict[tuple[Any, str], int] = field(default_factory=dict)
 

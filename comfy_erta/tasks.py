@@ -18,7 +18,7 @@ from ..erta.profile import Measured, Profile, ProfileError, Table
 from ..erta.recorder import IncompleteRecording, Recorder
 from ..erta.replay import Replay
 from .identity import describe, differences
-from .levels import block_count
+from .levels import block_slots
 from .presets import preset_remarks
 from .report import Report
 from .session import Setting, Start
@@ -168,7 +168,7 @@ class Caching:
 def measure_identity(setting: Setting, level: str, scheduler: str) -> Measured:
     """What this run is measured on. Raises UnknownResponse where the level does not exist for this model."""
     if level == "blocks":
-        block_count(setting.model)
+        block_slots(setting.model)
     guidance = getattr(setting.guider, "cfg", None)
     return describe(
         setting.model,

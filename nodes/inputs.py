@@ -92,7 +92,7 @@ def _advanced_inputs() -> list[Any]:
             options=[AUTO, "output", "blocks"],
             default=AUTO,
             optional=True,
-            tooltip="output: reuse after guidance, tiny cache, any model. blocks: the transformer's blocks, Wan only.",
+            tooltip="output: reuse after guidance, tiny cache, any model. blocks: the transformer's, some models.",
         ),
         io.Combo.Input(
             "predictor",

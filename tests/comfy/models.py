@@ -57,7 +57,7 @@ class Tiny:
     @property
     def blocks(self) -> bool:
         """Whether the pack knows this model's blocks."""
-        return self.config.startswith("WAN")
+        return self.config.startswith("WAN") or self.config in _WITH_BLOCKS
 
     def sizes(self) -> dict[str, Any]:
         """What this version of ComfyUI takes."""
@@ -130,6 +130,8 @@ def _value(name: str, entry: Any, seed: int) -> Any:
         return [_value("", part, seed + n) for n, part in enumerate(entry)]
     return entry
 
+
+_WITH_BLOCKS = ("Flux", "Flux2", "Chroma", "HunyuanVideo", "HunyuanVideo15", "LTXV", "QwenImage")
 
 _WAN = {"dim": 64, "ffn_dim": 64, "num_heads": 2, "num_layers": 2, "text_dim": 32, "in_dim": 16}
 _CLIP = {"clip_vision_output": (1, 257, 1280)}

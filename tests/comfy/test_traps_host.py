@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +22,7 @@ from ertacache.tests.comfy.traps import (
     cached,
     counted,
     error,
+    measure,
     node,
     profile,
     render,
@@ -228,15 +230,19 @@ def compiled(model: Any) -> Any:
     return node("nodes_torch_compile", "TorchCompileModel", model, "eager")
 
 
-def graphs(model: Any) -> dict[str, Any]:
-    """What Dynamo counts over two renders: breaks, frames, graphs, recompiles."""
+def graphs(model: Any, times: int = 2, results: list[torch.Tensor] | None = None) -> dict[str, Any]:
+    """What Dynamo counts over some renders, which go into results: breaks, frames, graphs, recompiles."""
     import torch._dynamo
     from torch._dynamo.utils import counters
 
+    from ertacache.bench.full_count import steady_memory
+
     torch._dynamo.reset()
     counters.clear()
-    for _ in range(2):
-        render(model)
+    with steady_memory():
+        rendered = [render(model) for _ in range(times)]
+    if results is not None:
+        results += rendered
     counted_now = {kind: dict(counters[kind]) for kind in ("frames", "stats", "recompiles")}
     return counted_now | {"breaks": sum(counters["graph_break"].values())}
 
@@ -252,6 +258,41 @@ def test_t23_output_level_adds_no_graph_break_no_frame_and_no_recompile():
     after, told = cached(small, speed=2.0)
     assert graphs(compiled(after)) == plain
     assert [report.computed for report in (*reports, *told)] == [STEPS // 2] * 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_t23_blocks_level_follows_its_plan_in_a_compiled_model():
+    """From the first render on, where the compiled model contains our wrappers; a second render compiles nothing."""
+    small = make_wan(torch.float32, blocks=2)
+    known = measure(lambda model, run: render(model, seed=40 + run), "blocks", small)
+    wish = {"speed": 2.0, "level": "blocks"}
+    expected = render(cached(small, known, **wish)[0])
+    before, reports = cached(compiled(small), known, **wish)
+    after, told = cached(small, known, **wish)
+    for model in (before, compiled(after)):
+        found, results = {}, []
+        for times in (1, 2):
+            found[times] = graphs(model, times, results)
+        assert all(error(result, expected) < 1e-5 for result in results)
+        assert found[1]["frames"] == found[2]["frames"] and found[1]["breaks"] == found[2]["breaks"]
+        assert found[1]["breaks"] < 10, "and the number of blocks does not add to them"
+    for report in (*reports, *told):
+        assert report.computed == STEPS // 2 and report.reused == STEPS // 2, report.notes
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("level", LEVELS)
+def test_t23_a_profile_recorded_on_a_compiled_model_is_the_same(level):
+    import torch._dynamo
+
+    small = make_wan(torch.float32, blocks=2)
+    torch._dynamo.reset()
+    plain, through = (
+        measure(lambda model, run: render(model, seed=40 + run), level, model) for model in (small, compiled(small))
+    )
+    for table, other in zip(plain.tables, through.tables, strict=True):
+        np.testing.assert_allclose(table.gram, other.gram, rtol=1e-4)
+        np.testing.assert_allclose(table.l1, other.l1, rtol=1e-3, atol=1e-6)
 
 
 # T24: what a reused evaluation waits for, and what is held
