@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from unittest import mock
@@ -13,9 +15,11 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from ..comfy_erta import levels
+from ..erta import offload, replay
 from .full_model import Clip, FullModel
 from .full_run import METHODS
 
@@ -41,11 +45,12 @@ class Ledger(TorchDispatchMode):
     """Every operation while it is on: to which evaluation it belongs, and what memory it takes.
 
     Memory is that of storages that operations return, from when they appear until they die. What was there before, or
-    is used up within an operation, does not count.
+    is used up within an operation, does not count; nor does what lies on another device than the model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.live = self.peak = 0
         self.step: Step | None = None
         self._known: dict[int, int] = {}
@@ -79,6 +84,7 @@ class Ledger(TorchDispatchMode):
         key = storage._cdata
         if key in self._known:
             return 0
+        size = size if tensor.device.type == self.device.type else 0
         self._known[key] = size
         self.live += size
         self.peak = max(self.peak, self.live)
@@ -98,7 +104,7 @@ class Counted:
 
 def count(model: FullModel, method: str, clip: Clip, steps: int, wanted: int) -> Counted:
     """One run under the ledger. What ComfyUI and the sampler do outside of the evaluations is not told of as a step."""
-    ledger = Ledger()
+    ledger = Ledger(model.device)
     found: list[Step] = []
     blocks = model.blocks
 
@@ -117,9 +123,33 @@ def count(model: FullModel, method: str, clip: Clip, steps: int, wanted: int) ->
     # Registered first is outermost: what a method does at this place lies within.
     watched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, evaluate)
     patcher = METHODS[method](model, watched, steps, wanted, lambda report: None)
-    with ledger:
+    with ledger, main_memory_apart(model.device):
         model.sample(patcher, clip, steps)
     return Counted(method, [{**asdict(step), "reads": dict(+step.reads)} for step in found], ledger.peak)
+
+
+@contextmanager
+def main_memory_apart(device: torch.device) -> Iterator[None]:
+    """On a CPU, what is put aside counts as nothing and what is fetched as new, as it would on a GPU."""
+    if device.type != "cpu":
+        yield
+        return
+    rooms = set()
+
+    def room(tensor: torch.Tensor) -> torch.Tensor:
+        with _disable_current_modes():
+            made = torch.empty(tensor.shape, dtype=tensor.dtype)
+        rooms.add(made.untyped_storage()._cdata)
+        return made
+
+    def fetch(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return tensor.clone() if tensor.untyped_storage()._cdata in rooms else tensor
+
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(offload, "_room", room))
+        for user in (replay, levels):
+            patched.enter_context(mock.patch.object(user, "fetch", fetch))
+        yield
 
 
 class _Waits:

@@ -24,6 +24,7 @@ from .full_model import SCHEDULER, Clip, FullModel
 from .ours import cached
 
 FULL, OUTPUT, BLOCKS, EASYCACHE = "full", "output", "blocks", "EasyCache"
+OFFLOADED = "blocks offloaded"
 RECORD, RECORD_BLOCKS = "record", "record blocks"
 
 # A profile says which steps to compute, and that needs no large latent: it is recorded on this one, in a second.
@@ -157,12 +158,12 @@ def _full(model: FullModel, patcher: Any, steps: int, wanted: int, on_report: An
     return patcher
 
 
-def _ours(level: str) -> Any:
+def _ours(level: str, offload: bool = False) -> Any:
     """Planned from a profile, with two terms: of few steps the planner would choose to hold, which costs less."""
 
     def patch(model: FullModel, patcher: Any, steps: int, wanted: int, on_report: Any) -> Any:
         wish = Wish(speed=steps / wanted, level=level, predictor="linear")
-        return cached(patcher, wish, profile_of(model, level, steps), SCHEDULER, on_report)
+        return cached(patcher, wish, profile_of(model, level, steps), SCHEDULER, on_report, offload)
 
     return patch
 
@@ -182,6 +183,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     FULL: _full,
     OUTPUT: _ours("output"),
     BLOCKS: _ours("blocks"),
+    OFFLOADED: _ours("blocks", offload=True),
     EASYCACHE: _easycache,
     RECORD: _recording("output"),
     RECORD_BLOCKS: _recording("blocks"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,17 @@ VARIANTS = (
 
 
 def cached(
-    model: Any, wish: Wish, profile: Profile | None, scheduler: str, on_report: OnReport = lambda report: None
+    model: Any,
+    wish: Wish,
+    profile: Profile | None,
+    scheduler: str,
+    on_report: OnReport = lambda report: None,
+    offload: bool = False,
 ) -> Any:
     """A clone that follows the plan of a wish: from the profile, or the built-in one where that is None."""
     nowhere = Path(tempfile.gettempdir()) / "ertacache-bench-keeps-no-profiles"
     task = Caching(wish, Store(nowhere), on_report, profile, without_profile=BUILT_IN, scheduler=scheduler)
-    return attach(model, task)
+    return attach(model, replace(task, offload=offload))
 
 
 def _setting(variant: Variant, place: Place) -> Setting:

@@ -16,6 +16,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..erta.offload import fetch, put_aside
 from ..erta.response import UnknownResponse
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class _Stack:
         # The image's tokens: where the stack is computed, what went in; where it is reused, what comes out.
         self.entered: Tensor | None = None
         self.left: Tensor | None = None
+        self.room: Tensor | None = None
         second = [slot for slot in slots if slot[0] != slots[0][0]]
         self.join = second[0] if second else None
         self.before_join: Tensor | None = None
@@ -204,7 +206,12 @@ class _Stack:
         self.session.forwards_reused += self.left is not None
         # A copy: blocks of some models write into what they are given, and so does what VACE and S2V add between the
         # blocks, on a reused evaluation too.
-        self.entered = image.clone() if self.left is None else None
+        if self.left is not None:
+            return
+        if self.session.start.offload:
+            self.entered = self.room = put_aside(image, self.room)
+        else:
+            self.entered = image.clone()
 
     def _reused(self, image: Tensor) -> Tensor | None:
         """What comes out of the stack by the plan, one cond after the other to hold few of them in float32."""
@@ -232,7 +239,8 @@ class _Stack:
         if self.entered is None:
             return
         count = self.entered.shape[1]
-        residual = (tokens[:, -count:] if self.text_first else tokens[:, :count]) - self.entered
+        image = tokens[:, -count:] if self.text_first else tokens[:, :count]
+        residual = image - fetch(self.entered, image.device)
         for key, part in zip(self.keys, residual.chunk(len(self.keys)), strict=True):
             self.session.observe(key, part)
 

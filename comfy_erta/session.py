@@ -71,7 +71,8 @@ class Start:
     """How a run is observed. observer None: everything is computed, only counted and timed.
 
     sigmas: expected at each evaluation. plan: what the observer follows, if it follows one. measured: what a recording
-    is made on. notes: lines for the report. profile: what the plan was made from.
+    is made on. notes: lines for the report. profile: what the plan was made from. offload: at blocks level, what is
+    kept lies in main memory.
     """
 
     observer: Observer | None = None
@@ -81,6 +82,7 @@ class Start:
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
     profile: Profile | None = None
+    offload: bool = False
 
 
 class Task(Protocol):

@@ -71,7 +71,7 @@ class Caching:
 
     profile: the connected one, or None to look in the store. carried: a plan's JSON from the workflow, used where no
     profile says otherwise. without_profile: what happens when neither is there; RECORD renders in full and keeps a
-    profile under a free name.
+    profile under a free name. offload: at blocks level, keep the cache in main memory.
     """
 
     wish: Wish
@@ -81,6 +81,7 @@ class Caching:
     carried: str = ""
     without_profile: str = RECORD
     scheduler: str = ""
+    offload: bool = False
 
     def begin(self, setting: Setting) -> Start:
         if self.wish.computes_all:
@@ -99,8 +100,10 @@ class Caching:
             plan = make_plan(setting.schedule, setting.respond, profile, self.wish, setting.edges)
             plan = replace(plan, model=model_digest(here))
         notes = (*notes, *preset_remarks(self.wish.preset, self.wish.preset_steps, here))
-        observer = None if all(plan.compute) else Replay(plan)
-        return Start(observer, self.wish.level, plan.sigmas, plan, notes=(*notes, *plan.notes), profile=profile)
+        offload = self.offload and self.wish.level == "blocks"
+        observer = None if all(plan.compute) else Replay(plan, offload)
+        notes = (*notes, *plan.notes, *(("the cache is kept in main memory",) if observer and offload else ()))
+        return Start(observer, self.wish.level, plan.sigmas, plan, notes=notes, profile=profile, offload=offload)
 
     def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
         if start.measured is not None:

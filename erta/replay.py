@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .offload import fetch, put_aside
 from .plan import Plan
 from .schedules import histories
 
@@ -22,11 +23,15 @@ class Replay:
     Each gap of the plan ends at a computed evaluation that shows how wrong its prediction is. Where that is unlike the
     recorded runs, the next gap is computed. What is computed on top of the plan, or because nothing was there to
     predict it from, enters no later prediction, so that the plan goes on as soon as it can.
+
+    offload: features are kept in main memory; a prediction fetches them one after the other and is the same to the bit.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, offload: bool = False) -> None:
         self.plan = plan
         self.cache_bytes = 0
+        self._offload = offload
+        self._devices: dict[str, torch.device] = {}
         self._history = histories(plan.compute, plan.restarts)
         self._depth = max((len(c) for c in plan.coefficients), default=0)
         self._past: dict[str, list[tuple[int, Tensor]]] = {}
@@ -80,11 +85,12 @@ class Replay:
 
     def _keep(self, i: int, key: str, feature: Tensor) -> None:
         past = self._past.setdefault(key, [])
-        if past and (past[0][1].shape != feature.shape or past[0][1].device != feature.device):
+        if past and (past[0][1].shape != feature.shape or self._devices[key] != feature.device):
             past.clear()
+        self._devices[key] = feature.device
         if self._depth:
-            past.insert(0, (i, feature))
-            del past[self._depth :]
+            oldest = past.pop()[1] if len(past) == self._depth else None
+            past.insert(0, (i, put_aside(feature, oldest) if self._offload else feature))
         self.cache_bytes = max(self.cache_bytes, self._held())
 
     def _check(self, i: int, miss: Tensor, feature: Tensor) -> None:
@@ -107,10 +113,10 @@ class Replay:
             return None
         if tuple(index for index, _ in past) != self._history[i][: len(coefficients)]:
             return None
-        (_, newest), *older = past
-        # In float32, or float64 where the features are.
-        predicted = newest.to(torch.promote_types(newest.dtype, torch.float32)) * coefficients[0]
-        for coefficient, (_, feature) in zip(coefficients[1:], older, strict=True):
+        dtype = torch.promote_types(past[0][1].dtype, torch.float32)
+        features = (fetch(feature, self._devices[key]) for _, feature in past)
+        predicted = next(features).to(dtype, copy=True).mul_(coefficients[0])
+        for coefficient, feature in zip(coefficients[1:], features, strict=True):
             predicted = predicted.add_(feature, alpha=coefficient)
         return predicted.add_(self.plan.offsets[i]) if self.plan.offsets[i] else predicted
 

@@ -159,6 +159,12 @@ def _advanced_inputs() -> list[Any]:
             optional=True,
             tooltip="Compute more steps in a run that turns out unlike the profiled ones (planned, output level).",
         ),
+        io.Boolean.Input(
+            "offload",
+            default=False,
+            optional=True,
+            tooltip="Level blocks: keep the cache in main memory instead of on the GPU.",
+        ),
     ]
 
 

@@ -124,4 +124,5 @@ def _caching(model: Any, inputs: dict[str, Any], on_report: Any) -> Caching:
         carried=inputs.get("plan", ""),
         without_profile=inputs.get("without_profile", "record"),
         scheduler=inputs.get("scheduler", ""),
+        offload=inputs.get("offload", False),
     )

@@ -195,6 +195,18 @@ def test_level_blocks_takes_what_is_predicted(counted, full_size, model, clip):
     assert counted["blocks"].peak - counted["full"].peak == pytest.approx(predicted, rel=0.05)
 
 
+def test_offloaded_it_takes_nothing_while_the_blocks_run(counted, full_size, model, clip):
+    """Main memory counts as apart here, so what is fetched counts as new."""
+    feature = 2 * clip.tokens * model.size.dim * 4
+    assert counted["blocks offloaded"].peak - counted["full"].peak < 0.01 * feature
+    there, apart = (
+        max(step["made_bytes"] for step in of_kind(counted, method, computed=False))
+        for method in ("blocks", "blocks offloaded")
+    )
+    moved = full_size.costs.moved_bytes(clip.tokens, 1, model.size.dim, 4)
+    assert apart - there == pytest.approx(moved[1], rel=0.01)
+
+
 def test_a_recorder_holds_one_latent_per_evaluation_in_ram(counted, full_size, model, clip):
     # Beside them at most what one evaluation needs for the moment.
     above = counted["record"].peak - counted["full"].peak
@@ -304,3 +316,4 @@ def test_recording_is_told_over_a_whole_run(full_size):
 def test_memory_of_level_blocks_at_real_dimensions(full_size):
     # 32760 tokens x 5120 x 2 bytes, both conds, two features each and what went in: 6 x 335 MB.
     assert full_size.costs.blocks_bytes(32760, 1, 5120, 2) == 6 * 335_462_400
+    assert full_size.costs.moved_bytes(32760, 1, 5120, 2) == (6 * 335_462_400, 4 * 335_462_400)

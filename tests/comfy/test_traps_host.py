@@ -6,6 +6,7 @@ T20, private imports, is tests/core/test_structure.py's; the control inputs of T
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -360,3 +361,17 @@ def test_t24_blocks_level_holds_what_it_says():
     render(model)
     tokens, width, conds = 2 * 4 * 4, 128, 2
     assert 0 < reports[0].cache_bytes <= 2 * conds * tokens * width * 4
+
+
+def test_t24_offloaded_the_picture_is_the_same_to_the_bit():
+    """And at output level, which has nothing to offload, nothing is said."""
+    from ertacache.comfy_erta.session import attach, attached_task
+
+    for level in LEVELS:
+        model, reports = cached(None, profile(level), speed=2.0, level=level)
+        task = dataclasses.replace(attached_task(model), offload=True)
+        apart = attach(model, task)
+        assert torch.equal(render(apart), render(model))
+        offloaded, here = reports
+        assert offloaded.cache_bytes == here.cache_bytes and offloaded.reused == here.reused == STEPS // 2
+        assert ("the cache is kept in main memory" in offloaded.notes) == (level == "blocks")

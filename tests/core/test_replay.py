@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ertacache.erta.offload import put_aside
 from ertacache.erta.plan import Plan, Wish, full_plan
 from ertacache.erta.planner import euler_response, make_plan
 from ertacache.erta.recorder import Recorder
@@ -423,3 +424,68 @@ def test_plan_of_a_line_in_sigma_reuses_it_without_error() -> None:
         if i > 2:  # the first gap has one node only and is held
             torch.testing.assert_close(used, truth, rtol=1e-7, atol=1e-7)
     assert reused == 6
+
+
+# Kept in main memory
+
+
+PLAN_OF_TWO = plan_of("1101001", {2: (1.5, -0.5), 4: (1.25, -0.25), 5: (1.5, -0.5)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_every_prediction_is_the_same_to_the_bit(dtype: torch.dtype) -> None:
+    """Through a change of shape in between, behind which there is another history."""
+    generator = torch.Generator().manual_seed(0)
+    truth = [torch.randn((2, 5) if i < 4 else (3, 5), generator=generator).to(dtype) for i in range(7)]
+    truth[0] = truth[1] + 0.5
+    found = []
+    for offload in (False, True):
+        replay = Replay(PLAN_OF_TWO, offload)
+        predictions: list[Tensor | None] = []
+        for i, feature_now in enumerate(truth):
+            predictions.append(replay.predict(i, KEY))
+            if predictions[-1] is None:
+                replay.observe(i, KEY, feature_now)
+        found.append((predictions, replay.cache_bytes, replay.notes))
+    (here, held, notes), (apart, held_apart, notes_apart) = found
+    assert [p is None for p in here] == [p is None for p in apart]
+    assert any(p is not None for p in here)
+    assert all(p is None or torch.equal(p, q) for p, q in zip(here, apart, strict=True))
+    assert (held, notes) == (held_apart, notes_apart)
+
+
+def test_offloaded_features_are_copies_and_take_the_room_of_those_let_go() -> None:
+    plan = plan_of("11110", {4: (1.5, -0.5)})
+    replay = Replay(plan, offload=True)
+    given = [feature(float(i)) for i in range(4)]
+    rooms = []
+    for i, one in enumerate(given):
+        assert replay.observe(i, KEY, one) is one
+        rooms.append({kept.data_ptr() for _, kept in replay._past[KEY]})
+        one.fill_(1e9)  # what the model's own tensor becomes
+    assert rooms[1] == rooms[2] == rooms[3] and len(rooms[3]) == 2
+    predicted = replay.predict(4, KEY)
+    assert predicted is not None and torch.equal(predicted, feature(1.5 * 3 - 0.5 * 2))
+
+
+def test_a_room_that_does_not_fit_is_not_used() -> None:
+    room = put_aside(torch.ones(3))
+    assert put_aside(torch.zeros(3), room) is room and torch.equal(room, torch.zeros(3))
+    for other in (torch.zeros(4), torch.zeros(3, dtype=torch.float64)):
+        fitting = put_aside(other, room)
+        assert fitting is not room and fitting.shape == other.shape and fitting.dtype == other.dtype
+
+
+def test_without_pinned_memory_it_is_put_into_pageable_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systems limit how much may be pinned."""
+    empty, refused = torch.empty, []
+
+    def limited(*size: Any, pin_memory: bool | None = None, **kwargs: Any) -> Tensor:
+        if pin_memory is not None:
+            refused.append(pin_memory)
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*size, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", limited)
+    assert torch.equal(put_aside(torch.ones(3)), torch.ones(3))
+    assert refused

@@ -399,9 +399,9 @@ def test_an_impossible_wish_is_refused_in_words(bench: Bench, profiled: dict[str
 
 
 def as_drawn(kind: str) -> dict[str, Any]:
-    """The least of a UI workflow: our node and its last widgets, of which the plan is the last but one."""
+    """The least of a UI workflow: our node and its last widgets, of which the plan is the last but two."""
     of_type = {"sampler": "ERTACachedSampler", "patch": "ERTACache"}[kind]
-    return {"workflow": {"nodes": [{"id": kind, "type": of_type, "widgets_values": ["none", "", True]}]}}
+    return {"workflow": {"nodes": [{"id": kind, "type": of_type, "widgets_values": ["none", "", True, False]}]}}
 
 
 def with_cache(kind: str, plan: str = "") -> dict[str, dict[str, Any]]:
@@ -422,7 +422,7 @@ def test_a_saved_file_renders_the_same_where_the_profile_is_gone(make_bench: Cal
 
     bench.run(sampler=cached(seed=1), save=save())
     first, told = run(drawn=as_drawn(kind))
-    carried = bench.workflow(first)["nodes"][0]["widgets_values"][-2]
+    carried = bench.workflow(first)["nodes"][0]["widgets_values"][-3]
     assert carried == told["plan"]
     for line in told["notes"]:
         if line.startswith("profile "):
