@@ -54,7 +54,15 @@ class Config:
 
 def every(how: str) -> list[Config]:
     """All configurations, those of one model together."""
-    return [_made(config, how) for model in SIZES for config in _of_model(model)]
+    configs = [_made(config, how) for model in SIZES for config in _of_model(model)]
+    return [*configs, _deep()] if how == ON_CPU else configs
+
+
+def _deep() -> Config:
+    """As many blocks as the real model has: what a reused step at level blocks still runs lies outside of them."""
+    shallow = _made(Config(SPEED, "1.3B", P480, (BLOCKS,), SIZES["1.3B"], P480), ON_CPU)
+    layers = SIZES["1.3B"].layers
+    return replace(shallow, model=f"1.3B, {layers} layers", size=replace(shallow.size, layers=layers))
 
 
 def _of_model(model: str) -> list[Config]:
