@@ -91,6 +91,7 @@ def make_plan(
         elsewhere = respond(moved)
         if restarts_at(elsewhere.sigmas, edges) == restarts:
             run = Run(elsewhere, wish, restarts, profile).choosing(run.predictor, run.corrector)
+            notes.append("adjusted sigmas lead elsewhere by themselves, which the predicted error leaves out")
         else:
             moved = np.empty(0)
             notes.append("adjusted sigmas would cross the edge of a conditioning elsewhere: nominal sigmas kept")
@@ -241,7 +242,8 @@ def _usable(profile: Profile | None, sigmas: np.ndarray, notes: list[str]) -> Pr
         notes.append("the profile is not used: the sampler evaluates twice at one sigma, record one with these steps")
         return None
     if not any(table.answered for table in profile.tables):
-        notes.append("how errors grow was not measured (ERTA Profile does): the predicted error is on the high side")
+        remedy = " (ERTA Profile does)" if profile.measured.level == "output" else ""
+        notes.append(f"how errors grow was not measured{remedy}: the predicted error is on the high side")
     return profile
 
 

@@ -417,6 +417,12 @@ def twice_per_step(schedule: np.ndarray) -> Response:
     return probe(run)
 
 
+def test_what_adjusted_timesteps_do_by_themselves_is_said_to_be_left_out() -> None:
+    moved = plan_for(Wish(2.0, mode="paper", timesteps=True))
+    assert moved.schedule and any("predicted error leaves out" in note for note in moved.notes)
+    assert not any("predicted error leaves out" in note for note in plan_for(Wish(2.0, mode="paper")).notes)
+
+
 def test_timesteps_that_cannot_be_known_stay_nominal_with_a_note() -> None:
     wish = Wish(2.0, timesteps=True)
     heun = make_plan(SCHEDULE, twice_per_step, profile_at(twice_per_step(SCHEDULE).sigmas), wish)
@@ -612,6 +618,8 @@ def test_answers_are_pooled_over_the_runs_in_which_they_were_measured() -> None:
 def test_where_no_answer_was_measured_a_cautious_one_is_expected_with_a_note() -> None:
     unmeasured = plan_for(Wish(2.0), UNANSWERED)
     assert [note for note in unmeasured.notes if "how errors grow was not measured (ERTA Profile does)" in note]
+    blocks = plan_for(Wish(2.0, level="blocks"), replace(UNANSWERED, measured=replace(MEASURED, level="blocks")))
+    assert [note for note in blocks.notes if "how errors grow was not measured: " in note], "nor can it be"
     cautious = cautious_feedback(SCHEDULE[:-1])
     loop = Run(euler_response(SCHEDULE), Wish(2.0), frozenset({0}), UNANSWERED).measured
     assert np.array_equal(loop.feedback.spread, cautious.spread) and not loop.feedback.gain.any()
