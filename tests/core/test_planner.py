@@ -433,6 +433,15 @@ def test_timesteps_that_cannot_be_known_stay_nominal_with_a_note() -> None:
     assert any("needs a profile" in note for note in unmeasured.notes)
 
 
+def test_a_profile_of_far_fewer_evaluations_checks_nothing_and_says_so() -> None:
+    """24 recorded, the run's number beside it: more than twice is too many."""
+    for steps, sparse in ((48, False), (49, True), (100, True)):
+        plan = plan_for(Wish(2.0), PROFILE, flow(steps))
+        assert any("too small an error is predicted" in note for note in plan.notes) == sparse
+        assert any(plan.misses) != sparse
+        assert plan.predicted_error
+
+
 def test_a_profile_that_cannot_tell_two_evaluations_at_one_sigma_apart_promises_nothing() -> None:
     """Resampled, both are the same: a plan would reuse every other one and expect no error at all."""
     own = profile_at(twice_per_step(SCHEDULE).sigmas)
