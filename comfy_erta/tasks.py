@@ -198,5 +198,5 @@ def model_digest(measured: Measured) -> str:
 
 def latent_rms(setting: Setting, samples: Tensor) -> float:
     """Root mean square of the final latent in the model's own units, in which the features are."""
-    inner = setting.model.get_model_object("latent_format").process_in(samples.detach())
+    inner = setting.model.model.process_latent_in(samples.detach())
     return float(inner.to("cpu").double().square().mean().sqrt())

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ertacache.erta.plan import plan_from_json
-from ertacache.tests.comfy.models import MODELS
+from ertacache.tests.comfy.model_table import MODELS
 from ertacache.tests.comfy.test_models import STEPS, Case, one_thread
 
 __all__ = ["one_thread"]  # a fixture

@@ -20,7 +20,9 @@ import torch
 
 from ertacache.erta.plan import Wish
 from ertacache.erta.profile import Profile
-from ertacache.tests.comfy.models import MODELS, Tiny
+from ertacache.tests.comfy.model_table import MODELS
+from ertacache.tests.comfy.models import Tiny
+from ertacache.tests.comfy.traps import node, with_guider
 
 STEPS = 12
 STEERED = [name for name, tiny in MODELS.items() if tiny.controls]
@@ -45,13 +47,14 @@ class Case:
 
         positive, negative = (self.tiny.conditioning(text, **changed) for text in (1, 2))
         settings = (seed, STEPS, self.tiny.cfg, "euler", "simple", positive, negative)
-        samples = nodes.common_ksampler(model or self.model, *settings, self.tiny.empty_latent())[0]["samples"]
+        samples = nodes.common_ksampler(model or self.model, *settings, self.tiny.empty_latent(seed))[0]["samples"]
         return self.flat(samples)
 
     def flat(self, samples: Any) -> torch.Tensor:
-        into = self.model.get_model_object("latent_format").process_in
-        parts = samples.unbind() if self.tiny.nested else [samples]
-        return torch.cat([into(part.clone()).reshape(-1) for part in parts])
+        import comfy.utils
+
+        packed = comfy.utils.pack_latents(samples.unbind())[0] if self.tiny.nested else samples
+        return self.model.model.process_latent_in(packed.clone()).reshape(-1)
 
     def cached(self, store: Any, speed: float, level: str = "output", profile: Profile | None = None) -> Any:
         """(model, reports) with the cache on it; without a profile it records into the store."""
@@ -101,14 +104,20 @@ def case(request: pytest.FixtureRequest, comfy_pack: ModuleType) -> Case:
 
 
 @contextmanager
-def forwards(module: torch.nn.Module) -> Iterator[list[tuple[Any, ...]]]:
-    """The arguments of each forward of a module: counted at the model itself."""
+def forwards(module: torch.nn.Module, method: str = "forward") -> Iterator[list[tuple[Any, ...]]]:
+    """The arguments of each call of a module's method: counted at the model itself."""
     seen: list[tuple[Any, ...]] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args))
+    called = getattr(module, method)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args)
+        return called(*args, **kwargs)
+
+    setattr(module, method, counted)
     try:
         yield seen
     finally:
-        handle.remove()
+        delattr(module, method)
 
 
 def test_nothing_changes_at_speed_one_and_while_recording(case: Case, store: Any) -> None:
@@ -149,7 +158,9 @@ def test_blocks_level_works_or_says_why_not(case: Case, store: Any) -> None:
     slots = block_slots(case.model)
     module = case.model.model.diffusion_model
     first, last = (blocks_of(module, kind)[i] for kind, i in (slots[0], slots[-1]))
-    with forwards(module) as entered, forwards(first) as computed, forwards(last) as completed:
+    # Wan Animate 2 enters its blocks by other methods than forward; this one is not the pose branch's.
+    method = "forward_gen" if hasattr(first, "forward_gen") else "forward"
+    with forwards(module) as entered, forwards(first, method) as computed, forwards(last, method) as completed:
         result = case.render(model, seed=6)
     assert 2 * len(computed) == 2 * len(completed) == len(entered) > 0
     assert reports[0].complete and reports[0].reused == STEPS // 2, reports[0].notes
@@ -164,6 +175,9 @@ class Echo:
     """Stands for a session: keeps the residuals of a forward, and hands each back where the forward comes again."""
 
     def __init__(self) -> None:
+        from ertacache.comfy_erta.session import Start
+
+        self.start = Start()
         self.seen: dict[tuple[Any, str], int] = {}
         self.forwards = self.forwards_reused = 0
         self.residuals: dict[str, torch.Tensor] = {}
@@ -280,6 +294,46 @@ def test_two_experts_have_a_profile_each_and_the_switch_is_computed(comfy_pack: 
         render_in_two((high.model, wrong), 6)
 
 
+@pytest.mark.parametrize("level", ["output", "blocks"])
+def test_frame_by_frame_everything_is_computed_and_the_report_says_why(
+    comfy_pack: ModuleType, store: Any, level: str
+) -> None:
+    """Each forward of the autoregressive sampler also moves the keys and values on that the next frames attend to."""
+    tiny = MODELS["Wan 2.1 Causal AR"]
+    if tiny.missing:
+        pytest.skip(tiny.missing)
+    case = Case("Wan 2.1 Causal AR")
+    sampler = node("nodes_ar_video", "SamplerARVideo", 1)
+    conditioning = tiny.conditioning(1)
+
+    def render(model: Any) -> torch.Tensor:
+        guider = node("nodes_custom_sampler", "CFGGuider", model, conditioning, conditioning, 1.0)
+        return with_guider(guider, None, sampler, tiny.empty_latent())
+
+    model, reports = case.cached(store, 2.0, level, None if level == "blocks" else case.recorded[0])
+    assert torch.equal(render(model), render(case.model))
+    frames = tiny.latent[2]
+    assert (reports[0].computed, reports[0].reused) == (frames * (STEPS + 1), 0)
+    assert any("sample_ar_video cannot be probed" in note for note in reports[0].notes) and not store.names()
+
+
+@pytest.mark.parametrize("level", ["output", "blocks"])
+def test_animate_2_keeps_its_pose_branch_as_without_the_cache(comfy_pack: ModuleType, store: Any, level: str) -> None:
+    """Its own cache holds what is the same at every step; it lies in the options and is filled by the first forward."""
+    if MODELS["Wan Animate 2"].missing:
+        pytest.skip(MODELS["Wan Animate 2"].missing)
+    case = Case("Wan Animate 2")
+    profile = case.record(level)[0]
+    expected = case.render(case.cached(store, 2.0, level, profile)[0], seed=6)
+    case.model = node("nodes_wan", "WanAnimate2Cache", case.model, "cpu")
+    model, reports = case.cached(store, 2.0, level, profile)
+    block = case.model.model.diffusion_model.blocks[0]
+    with forwards(block, "forward_pose") as of_pose:
+        result = case.render(model, seed=6)
+    assert len(of_pose) == 1 and reports[0].reused == STEPS // 2
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
 HEAD = f"""# Models
 
 What the cache does on each model, as its tests in `tests/comfy/test_models.py` see it: ComfyUI's own class, tiny and
@@ -301,7 +355,8 @@ This page is written by `ERTA_RENEW_TABLES=1 python -P -m pytest tests/comfy/tes
 def row(name: str, tiny: Tiny) -> str:
     shapes = tiny.latent if tiny.nested else (tiny.latent,)
     kinds = (
-        "video" if len(shape) == 5 and shape[2] > 1 else "audio" if n else "image" for n, shape in enumerate(shapes)
+        "video" if len(shape) == 5 and shape[2] > 1 else "audio" if n or len(shape) == 3 else "image"
+        for n, shape in enumerate(shapes)
     )
     latent = " + ".join(f"{kind}, {shape[1]} channels" for kind, shape in zip(kinds, shapes, strict=True))
     blocks = "yes" if tiny.blocks else "refused"

@@ -252,7 +252,9 @@ def test_a_foreign_node_and_an_empty_plan_change_nothing(comfy_pack):
     assert foreign == workflow("KSampler") and ours == workflow()
 
 
-@pytest.mark.parametrize("values", [None, [], [""], [0, "fixed", 3, True], [0, "none", True], [0, "a preset", True], {"plan": ""}, "text"])
+@pytest.mark.parametrize(
+    "values", [None, [], [""], [0, "fixed", 3, True], [0, "none", True], [0, "a preset", True], {"plan": ""}, "text"]
+)
 def test_widget_values_of_another_form_are_left_alone(comfy_pack, values):
     saved = workflow()
     saved["nodes"][1]["widgets_values"] = values

@@ -1,0 +1,638 @@
+"""Which models are tried, at which sizes: one entry a model that an artist would load."""
+
+from __future__ import annotations
+
+import torch
+
+from ertacache.tests.comfy.models import (
+    IMAGE,
+    PIXELS,
+    QWEN,
+    TEXT,
+    VIDEO,
+    WIDE,
+    Tiny,
+    shrink_motion_encoder,
+    with_rope,
+    without_llm_adapter,
+)
+
+_WAN = {"dim": 64, "ffn_dim": 64, "num_heads": 2, "num_layers": 2, "text_dim": 32, "in_dim": 16}
+_CLIP = {"clip_vision_output": (1, 257, 1280)}
+_FLUX = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 16,
+    "context_in_dim": 32,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+_FLUX2 = {
+    **_FLUX,
+    "in_channels": 128,
+    "out_channels": 128,
+    "axes_dim": [8, 8, 8, 8],
+    "theta": 2000,
+    "patch_size": 1,
+    "qkv_bias": False,
+    "vec_in_dim": None,
+    "global_modulation": True,
+    "mlp_silu_act": True,
+    "ops_bias": False,
+    "default_ref_method": "index",
+    "ref_index_scale": 10.0,
+    "txt_ids_dims": [3],
+}
+_CHROMA = {
+    **_FLUX,
+    "vec_in_dim": None,
+    "in_channels": 64,
+    "out_channels": 64,
+    "in_dim": 64,
+    "out_dim": 64,
+    "hidden_dim": 64,
+    "n_layers": 2,
+}
+_RADIANCE = {
+    **_CHROMA,
+    "in_channels": 3,
+    "out_channels": 3,
+    "patch_size": 16,
+    "nerf_hidden_size": 16,
+    "nerf_mlp_ratio": 2,
+    "nerf_depth": 2,
+    "nerf_max_freqs": 4,
+    "nerf_tile_size": 0,
+    "nerf_final_head_type": "conv",
+    "nerf_embedder_dtype": torch.float32,
+    "use_x0": False,
+    "use_sequential_txt_ids": False,
+}
+_HUNYUAN = {
+    **_FLUX,
+    "theta": 256,
+    "patch_size": [1, 2, 2],
+    "byt5": False,
+    "meanflow": False,
+    "meanflow_sum": False,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+}
+_HUNYUAN15 = {
+    **_HUNYUAN,
+    "in_channels": 65,
+    "out_channels": 32,
+    "patch_size": [1, 1, 1],
+    "vec_in_dim": None,
+    "guidance_embed": False,
+    "use_cond_type_embedding": True,
+    "vision_in_dim": 1152,
+}
+_LTXV = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "cross_attention_dim": 64,
+    "caption_channels": 32,
+}
+_LTXAV = {
+    **_LTXV,
+    "audio_cross_attention_dim": 32,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 16,
+    "connector_num_layers": 1,
+    "connector_num_attention_heads": 1,
+    "connector_attention_head_dim": 32,
+}
+_MINIMAX_H3 = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "token_refiner_num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "ffn_hidden_size": 64,
+    "text_dim": 32,
+    "timestep_input_dim": 32,
+    "time_embed_hidden_size": 64,
+    "time_embed_dim": 32,
+    "rope_inv_freq_len": 4,
+}
+_QWEN = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (8, 12, 12),
+}
+_UNET = {
+    "use_checkpoint": False,
+    "image_size": 32,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 32,
+    "use_temporal_resblock": False,
+}
+_LUMINA = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 64,
+    "cap_feat_dim": 32,
+    "n_layers": 2,
+    "qk_norm": True,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [300, 512, 512],
+    "multiple_of": 64,
+    "ffn_dim_multiplier": 1.0,
+}
+_Z_IMAGE = {
+    **_LUMINA,
+    "dim": 256,
+    "axes_dims": [32, 48, 48],
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+_OMNIGEN2 = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_refiner_layers": 1,
+    "num_attention_heads": 2,
+    "num_kv_heads": 2,
+    "multiple_of": 64,
+    "axes_dim_rope": (8, 12, 12),
+    "text_feat_dim": 32,
+    "timestep_scale": 1000.0,
+}
+_KREA2 = {
+    "features": 64,
+    "tdim": 32,
+    "txtdim": 16,
+    "heads": 2,
+    "kvheads": 2,
+    "layers": 2,
+    "txtlayers": 2,
+    "txtheads": 2,
+    "txtkvheads": 2,
+}
+_ERNIE = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_layers": 2,
+    "ffn_hidden_size": 64,
+    "text_in_dim": 32,
+    "rope_axes_dim": (8, 12, 12),
+}
+_MOCHI = {
+    "in_channels": 12,
+    "hidden_size_x": 64,
+    "hidden_size_y": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio_x": 192.0,  # it asserts a width of 12288 there
+    "mlp_ratio_y": 2.0,
+    "use_t5": True,
+    "t5_feat_dim": 32,
+    "learn_sigma": False,
+    "timestep_mlp_bias": True,
+    "attend_to_padding": False,
+    "timestep_scale": 1000.0,
+    "use_extended_posenc": True,
+    "posenc_preserve_area": True,
+    "rope_theta": 10000.0,
+    "qk_norm": True,
+    "qkv_bias": False,
+    "out_bias": True,
+    "attn_drop": 0.0,
+    "patch_embed_bias": True,
+}
+_COGVIDEOX = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "time_embed_dim": 32,
+    "text_embed_dim": 32,
+    "num_layers": 2,
+    "in_channels": 16,
+    "use_rotary_positional_embeddings": True,
+}
+_ACE15 = {
+    "hidden_size": 64,
+    "text_hidden_dim": 32,
+    "num_dit_layers": 2,
+    "num_lyric_layers": 1,
+    "num_timbre_layers": 1,
+    "num_tokenizer_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 64,
+    "fsq_dim": 64,
+    "encoder_hidden_size": 64,
+    "encoder_intermediate_size": 64,
+    "encoder_num_heads": 2,
+}
+_COSMOS = {
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "model_channels": 64,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "crossattn_emb_channels": 32,
+    "concat_padding_mask": True,
+    "pos_emb_cls": "rope3d",
+    "pos_emb_interpolation": "crop",
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 16,
+}
+_HIDREAM = {
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "axes_dims_rope": [16, 8, 8],
+    "caption_channels": [32, 32],
+    "max_resolution": [128, 128],
+    "in_channels": 16,
+    "out_channels": 16,
+    "llama_layers": [0, 1, 1],
+    "num_routed_experts": 4,
+    "num_activated_experts": 2,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "patch_size": 2,
+    "text_emb_dim": 16,
+}
+_SD3 = {
+    "depth": 2,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "input_size": None,
+    "pos_embed_max_size": 32,
+    "adm_in_channels": 16,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 128}},
+}
+_KANDINSKY = {
+    "model_dim": 64,
+    "ff_dim": 64,
+    "time_dim": 32,
+    "in_text_dim": 32,
+    "in_text_dim2": 16,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 2,
+    "axes_dims": (8, 12, 12),
+}
+_FLUX_PARAMS, _HUNYUAN_PARAMS = "flux.model.FluxParams", "hunyuan_video.model.HunyuanVideoParams"
+_POOLED = {"pooled_output": (1, 16)}
+_START = {"concat_latent_image": VIDEO, "concat_mask": (1, 4, 2, 8, 8)}
+
+MODELS: dict[str, Tiny] = {
+    "Wan 2.1 T2V": Tiny("WAN21_T2V", _WAN),
+    "Wan 2.1 I2V": Tiny(
+        "WAN21_I2V", {**_WAN, "in_dim": 36}, conds={**_CLIP, **_START}, controls=("concat_latent_image",)
+    ),
+    "Wan 2.1 FLF": Tiny(
+        "WAN21_I2V",
+        {**_WAN, "in_dim": 36, "flf_pos_embed_token_number": 514},
+        conds={"clip_vision_output": (1, 514, 1280), **_START},
+        controls=("concat_latent_image",),
+    ),
+    "Wan 2.1 VACE": Tiny(
+        "WAN21_Vace",
+        {**_WAN, "vace_layers": 2, "vace_in_dim": 96},
+        conds={"vace_frames": [(1, 32, 2, 8, 8)], "vace_mask": [(1, 64, 2, 8, 8)], "vace_strength": [1.0]},
+        controls=("vace_frames",),
+        remark="blocks level: VACE's own blocks still run at a reused step",
+    ),
+    "Wan 2.1 Fun Control": Tiny(
+        "WAN21_FunControl2V",
+        {**_WAN, "in_dim": 48, "in_dim_ref_conv": 16},
+        conds={**_CLIP, "concat_latent_image": (1, 32, 2, 8, 8), "reference_latents": [(1, 16, 1, 8, 8)]},
+        controls=("concat_latent_image", "reference_latents"),
+    ),
+    "Wan 2.1 Camera": Tiny(
+        "WAN21_Camera",
+        {**_WAN, "in_dim": 32},
+        conds={**_CLIP, "concat_latent_image": VIDEO, "camera_conditions": (1, 24, 2, 64, 64)},
+        controls=("camera_conditions",),
+    ),
+    "Wan 2.1 HuMo": Tiny(
+        "WAN21_HuMo",
+        _WAN,
+        conds={"audio_embed": (1, 2, 8, 5, 1280), "reference_latents": [(1, 16, 1, 8, 8)]},
+        controls=("audio_embed",),
+    ),
+    "Wan 2.1 Phantom": Tiny(
+        "WAN21_T2V", _WAN, conds={"time_dim_concat": (1, 16, 1, 8, 8)}, controls=("time_dim_concat",)
+    ),
+    "Wan 2.2 T2V": Tiny(
+        "WAN21_T2V", _WAN, remark="two experts: a profile each, the first step after the switch computed"
+    ),
+    "Wan 2.2 I2V": Tiny("WAN21_T2V", {**_WAN, "in_dim": 36}, conds=_START, controls=("concat_latent_image",)),
+    "Wan 2.2 TI2V 5B": Tiny(
+        "WAN22_T2V", {**_WAN, "in_dim": 48}, WIDE, kept=1, remark="a timestep of its own for each token"
+    ),
+    "Wan 2.2 Fun Control": Tiny(
+        "WAN21_T2V",
+        {**_WAN, "in_dim": 52, "in_dim_ref_conv": 16},
+        conds={
+            **_START,
+            "concat_latent_image": (1, 32, 2, 8, 8),
+            "concat_mask_index": 16,
+            "reference_latents": [(1, 16, 1, 8, 8)],
+        },
+        controls=("concat_latent_image", "reference_latents"),
+    ),
+    "Wan 2.2 Fun Camera": Tiny(
+        "WAN22_Camera",
+        {**_WAN, "in_dim": 36},
+        conds={**_START, "camera_conditions": (1, 24, 2, 64, 64)},
+        controls=("camera_conditions",),
+    ),
+    "Wan 2.2 S2V": Tiny(
+        "WAN22_S2V",
+        {**_WAN, "audio_inject_layers": [0, 1]},
+        conds={
+            "audio_embed": (1, 25, 1024, 8),
+            "reference_latents": [(1, 16, 1, 8, 8)],
+            "reference_motion": (1, 16, 19, 8, 8),
+            "control_video": VIDEO,
+        },
+        controls=("audio_embed", "control_video"),
+        remark="blocks level: the audio is still injected at a reused step",
+    ),
+    "Wan 2.2 Animate": Tiny(
+        "WAN22_Animate",
+        {**_WAN, "in_dim": 36, "num_layers": 5},
+        conds={**_CLIP, **_START, "pose_video_latent": (1, 16, 1, 8, 8), "face_video_pixels": (1, 3, 4, 32, 32)},
+        controls=("pose_video_latent", "face_video_pixels"),
+        shrink=shrink_motion_encoder,
+        remark="blocks level: the face is still encoded and injected at a reused step",
+    ),
+    "Wan 2.2 Bernini": Tiny(
+        "WAN21_T2V",
+        _WAN,
+        conds={"context_latents": [VIDEO, (1, 16, 1, 8, 6)]},
+        controls=("context_latents",),
+        newer=True,
+        node="nodes_bernini",
+    ),
+    "Wan Animate 2": Tiny(
+        "WAN_Animate2",
+        {**_WAN, "in_dim": 36},
+        conds={
+            **_CLIP,
+            **_START,
+            "pose_video_latent": (1, 16, 1, 8, 8),
+            "clip_vision_output_pose": (1, 257, 1280),
+            "cross_attn_pose": TEXT,
+        },
+        controls=("pose_video_latent",),
+        newer=True,
+        remark="blocks level: the pose branch still runs at a reused step, unless WanAnimate2Cache keeps it",
+    ),
+    "Wan 2.1 SCAIL": Tiny(
+        "WAN21_SCAIL",
+        {**_WAN, "in_dim": 20},
+        conds={**_CLIP, "reference_latents": [(1, 16, 1, 8, 8)], "pose_video_latent": (1, 16, 2, 4, 4)},
+        controls=("reference_latents", "pose_video_latent"),
+        newer=True,
+    ),
+    "Wan 2.1 SCAIL-2": Tiny(
+        "WAN21_SCAIL2",
+        {**_WAN, "in_dim": 20},
+        conds={
+            **_CLIP,
+            "reference_latents": [(1, 16, 1, 8, 8)],
+            "pose_video_latent": (1, 16, 2, 4, 4),
+            "driving_mask_28ch": (1, 2, 28, 4, 4),
+            "ref_mask_28ch": (1, 3, 28, 8, 8),
+            "ref_mask_flag": False,
+        },
+        controls=("pose_video_latent", "driving_mask_28ch"),
+        newer=True,
+    ),
+    "Wan 2.2 WanDancer": Tiny(
+        "WAN22_WanDancer",
+        {
+            **_WAN,
+            "in_dim": 36,
+            "audio_inject_layers": [0, 1],
+            "music_dim": 64,
+            "music_heads": 2,
+            "music_latent_dim": 64,
+        },
+        conds={**_CLIP, **_START, "clip_vision_output_ref": (1, 257, 1280), "audio_embed": (1, 20, 35), "fps": 30},
+        controls=("audio_embed",),
+        newer=True,
+        remark="blocks level: the music is still injected at a reused step",
+    ),
+    "Wan 2.1 FlowRVS": Tiny(
+        "WAN21_FlowRVS", _WAN, given=True, newer=True, remark="answers with the picture itself: errors are larger"
+    ),
+    "Wan 2.1 Causal AR": Tiny(
+        "WAN21_CausalAR_T2V", _WAN, newer=True, remark="sampler ar_video: everything computed, the report says why"
+    ),
+    "Flux": Tiny("Flux", _FLUX, IMAGE, conds=_POOLED, cfg=1.0, params=_FLUX_PARAMS),
+    "Flux Kontext": Tiny(
+        "Flux",
+        _FLUX,
+        IMAGE,
+        conds={**_POOLED, "reference_latents": [IMAGE]},
+        controls=("reference_latents",),
+        cfg=1.0,
+        params=_FLUX_PARAMS,
+    ),
+    "Flux Fill": Tiny(
+        "FluxInpaint",
+        {**_FLUX, "in_channels": 96},
+        IMAGE,
+        conds={**_POOLED, "concat_latent_image": IMAGE, "concat_mask": (1, 1, 64, 64)},
+        controls=("concat_latent_image",),
+        cfg=1.0,
+        params=_FLUX_PARAMS,
+    ),
+    "Flux 2": Tiny(
+        "Flux2",
+        _FLUX2,
+        (1, 128, 4, 4),
+        conds={**_POOLED, "reference_latents": [(1, 128, 4, 4)]},
+        controls=("reference_latents",),
+        cfg=1.0,
+        params=_FLUX_PARAMS,
+    ),
+    "Flux 2 Klein": Tiny(
+        "Flux2", {**_FLUX2, "guidance_embed": False}, (1, 128, 4, 4), conds=_POOLED, params=_FLUX_PARAMS
+    ),
+    "LongCat-Image": Tiny(
+        "LongCatImage",
+        {**_FLUX, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]},
+        IMAGE,
+        params=_FLUX_PARAMS,
+        newer=True,
+    ),
+    "Chroma": Tiny("Chroma", _CHROMA, IMAGE, conds=_POOLED, params="chroma.model.ChromaParams"),
+    "Chroma Radiance": Tiny(
+        "ChromaRadiance", _RADIANCE, PIXELS, conds=_POOLED, params="chroma_radiance.model.ChromaRadianceParams"
+    ),
+    "HunyuanVideo": Tiny("HunyuanVideo", _HUNYUAN, conds=_POOLED, cfg=1.0, params=_HUNYUAN_PARAMS),
+    "HunyuanVideo I2V": Tiny(
+        "HunyuanVideoI2V",
+        {**_HUNYUAN, "in_channels": 33},
+        conds={**_POOLED, "concat_latent_image": VIDEO, "concat_mask": (1, 1, 2, 8, 8)},
+        controls=("concat_latent_image",),
+        cfg=1.0,
+        params=_HUNYUAN_PARAMS,
+    ),
+    "HunyuanImage 2.1": Tiny(
+        "HunyuanImage21",
+        {
+            **_HUNYUAN,
+            "in_channels": 64,
+            "out_channels": 64,
+            "patch_size": [1, 1],
+            "axes_dim": [16, 16],
+            "vec_in_dim": None,
+        },
+        (1, 64, 4, 4),
+        params=_HUNYUAN_PARAMS,
+    ),
+    "HunyuanVideo 1.5": Tiny(
+        "HunyuanVideo15",
+        _HUNYUAN15,
+        (1, 32, 2, 4, 4),
+        conds={
+            "clip_vision_output": (1, 16, 1152),
+            "concat_latent_image": (1, 32, 2, 4, 4),
+            "concat_mask": (1, 1, 2, 4, 4),
+            "pooled_output": None,
+        },
+        controls=("concat_latent_image",),
+        params=_HUNYUAN_PARAMS,
+    ),
+    "HunyuanVideo 1.5 SR": Tiny(
+        "HunyuanVideo15_SR_Distilled",
+        {**_HUNYUAN15, "in_channels": 98},
+        (1, 32, 2, 4, 4),
+        conds={
+            "clip_vision_output": (1, 16, 1152),
+            "concat_latent_image": (1, 66, 2, 4, 4),
+            "pooled_output": None,
+        },
+        controls=("concat_latent_image",),
+        cfg=1.0,
+        params=_HUNYUAN_PARAMS,
+    ),
+    "LTX-Video": Tiny(
+        "LTXV",
+        _LTXV,
+        (1, 128, 3, 4, 4),
+        conds={"attention_mask": torch.ones(1, TEXT[1], dtype=torch.int64)},
+        kept=1,
+        remark="a timestep of its own for each token",
+    ),
+    "LTX-2": Tiny(
+        "LTXAV",
+        _LTXAV,
+        ((1, 128, 2, 4, 4), (1, 8, 4, 16)),
+        (1, 8, 64),
+        newer=True,
+        remark="video and audio in one nested latent",
+    ),
+    "MiniMax H3": Tiny(
+        "MiniMaxH3",
+        _MINIMAX_H3,
+        ((1, 24, 2, 4, 4), (1, 32, 2, 8)),
+        shrink=with_rope,
+        newer=True,
+        remark="video and audio in one nested latent",
+    ),
+    "Qwen-Image": Tiny("QwenImage", _QWEN, QWEN),
+    "Qwen-Image Edit": Tiny(
+        "QwenImage", _QWEN, QWEN, conds={"reference_latents": [QWEN]}, controls=("reference_latents",)
+    ),
+    "Stable Diffusion 3": Tiny("SD3", _SD3, IMAGE, conds=_POOLED),
+    "SDXL": Tiny(
+        "SDXL",
+        {**_UNET, "model_channels": 64, "num_classes": "sequential", "adm_in_channels": 1552},
+        (1, 4, 8, 8),
+        conds=_POOLED,
+    ),
+    "Stable Diffusion 1.5": Tiny("SD15", {**_UNET, "adm_in_channels": None}, (1, 4, 8, 8)),
+    "Lumina 2": Tiny("Lumina2", _LUMINA, IMAGE),
+    "Z-Image": Tiny("ZImage", _Z_IMAGE, IMAGE),
+    "Z-Image in pixels": Tiny(
+        "ZImagePixelSpace",
+        {
+            **_Z_IMAGE,
+            "in_channels": 3,
+            "patch_size": 16,
+            "decoder_hidden_size": 32,
+            "decoder_num_res_blocks": 2,
+            "decoder_max_freqs": 4,
+        },
+        PIXELS,
+        newer=True,
+    ),
+    "OmniGen2": Tiny(
+        "Omnigen2",
+        _OMNIGEN2,
+        IMAGE,
+        conds={"reference_latents": [IMAGE], "attention_mask": torch.ones(1, TEXT[1], dtype=torch.int64)},
+        controls=("reference_latents",),
+    ),
+    "Krea 2": Tiny("Krea2", _KREA2, IMAGE, newer=True),
+    "ERNIE-Image": Tiny("ErnieImage", _ERNIE, (1, 128, 4, 4), newer=True),
+    "HiDream": Tiny("HiDream", _HIDREAM, IMAGE, conds={**_POOLED, "conditioning_llama3": (1, 2, 8, 32)}),
+    "Cosmos": Tiny(
+        "CosmosT2V",
+        {
+            **_COSMOS,
+            "pos_emb_learnable": False,
+            "block_config": "FA-CA-MLP",
+            "block_x_format": "THWBD",
+            "affline_emb_norm": True,
+            "extra_per_block_abs_pos_emb": True,
+            "extra_per_block_abs_pos_emb_type": "learnable",
+        },
+    ),
+    "Cosmos Predict2": Tiny("CosmosT2IPredict2", {**_COSMOS, "pos_emb_learnable": True}),
+    "Anima": Tiny("Anima", {**_COSMOS, "pos_emb_learnable": True}, QWEN, newer=True, shrink=without_llm_adapter),
+    "Mochi": Tiny(
+        "GenmoMochi", _MOCHI, (1, 12, 2, 8, 8), conds={"attention_mask": torch.ones(1, TEXT[1], dtype=torch.int64)}
+    ),
+    "CogVideoX": Tiny("CogVideoX_T2V", _COGVIDEOX, newer=True),
+    "CogVideoX I2V": Tiny(
+        "CogVideoX_I2V",
+        {**_COGVIDEOX, "in_channels": 32},
+        conds={"concat_latent_image": VIDEO},
+        controls=("concat_latent_image",),
+        newer=True,
+    ),
+    "Kandinsky 5": Tiny("Kandinsky5", {**_KANDINSKY, "visual_embed_dim": 132}, conds=_POOLED, newer=True),
+    "Kandinsky 5 Image": Tiny(
+        "Kandinsky5Image", {**_KANDINSKY, "visual_embed_dim": 64}, (1, 16, 1, 16, 16), conds=_POOLED, newer=True
+    ),
+    "ACE-Step 1.5": Tiny("ACEStep15", _ACE15, (1, 64, 20), conds={"conditioning_lyrics": (1, 4, 32)}, newer=True),
+}
