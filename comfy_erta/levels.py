@@ -204,10 +204,9 @@ class _Stack:
     def _enter(self, image: Tensor) -> None:
         self.left = self._reused(image)
         self.session.forwards_reused += self.left is not None
-        # A copy: blocks of some models write into what they are given, and so does what VACE and S2V add between the
-        # blocks, on a reused evaluation too.
         if self.left is not None:
             return
+        # A copy: blocks of some models write into what they are given, and so does what VACE and S2V add between them.
         if self.session.start.offload:
             self.entered = self.room = put_aside(image, self.room)
         else:

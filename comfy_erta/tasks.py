@@ -51,7 +51,9 @@ class Recording:
     def begin(self, setting: Setting) -> Start:
         response = setting.respond(setting.schedule)
         measured = measure_identity(setting, self.level, self.scheduler)
-        return Start(Recorder(response.sigmas), self.level, tuple(response.sigmas), measured=measured)
+        recorder, sigmas = Recorder(response.sigmas), tuple(response.sigmas)
+        # A run that records is full as it is: nothing more is to lie on the GPU meanwhile.
+        return Start(recorder, self.level, sigmas, measured=measured, offload=True)
 
     def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
         note = "nothing recorded: the run did not go as foreseen"

@@ -207,6 +207,15 @@ def test_offloaded_it_takes_nothing_while_the_blocks_run(counted, full_size, mod
     assert apart - there == pytest.approx(moved[1], rel=0.01)
 
 
+def test_recording_the_blocks_takes_nothing_while_they_run(counted, full_size, model, clip, monkeypatch):
+    """Beside the recorder's own samples, which lie in main memory wherever the model is."""
+    from ertacache.erta.recorder import Recorder
+
+    monkeypatch.setattr(Recorder, "observe", lambda self, i, key, feature: feature)
+    found = full_size.count.count(model, "record blocks", clip, STEPS, STEPS)
+    assert found.peak - counted["full"].peak < 0.01 * clip.tokens * model.size.dim * 4
+
+
 def test_a_recorder_holds_one_latent_per_evaluation_in_ram(counted, full_size, model, clip):
     # Beside them at most what one evaluation needs for the moment.
     above = counted["record"].peak - counted["full"].peak
