@@ -286,3 +286,26 @@ def test_a_profile_that_cannot_be_kept_does_not_cost_the_picture(wan, sample, tm
     assert torch.equal(latent, sample())
     (note,) = [note for note in reports[0].notes if note.startswith("nothing recorded: profile ")]
     assert "cannot be kept" in note
+
+
+@pytest.mark.parametrize("level", ["output", "blocks"])
+def test_a_part_of_the_elements_plans_as_well_as_all(comfy_pack, monkeypatch, level):
+    """At full size every n-th element of a feature is measured, two million; here a tenth or less of the demo's model."""
+    from ertacache.erta import recorder
+    from ertacache.tests.comfy.traps import cached, error, measure, render_trained, trained
+
+    model, steps, prompts = trained(), 24, range(3)
+    full = [render_trained(model, prompt, steps=steps) for prompt in prompts]
+
+    def planned_from(sample: int) -> tuple[int, float, float]:
+        """Elements measured, worst error at 2x, predicted error."""
+        monkeypatch.setattr(recorder, "SAMPLE", sample)
+        known = measure(lambda m, run: render_trained(m, 10 + run, seed=40 + run, steps=steps), level, model)
+        patched, reports = cached(model, known, speed=2.0, level=level)
+        errors = [error(render_trained(patched, prompt, steps=steps), full[prompt]) for prompt in prompts]
+        return known.tables[0].elements, max(errors), reports[0].predicted_error[0]
+
+    (every, error_all, told_all), (part, error_part, told_part) = planned_from(recorder.SAMPLE), planned_from(2**9)
+    assert part < every / 10
+    assert error_part < 1.25 * error_all
+    assert told_all / 1.5 < told_part < 1.5 * told_all
