@@ -16,14 +16,14 @@ from ..erta.response import Denoise, Response, UnknownResponse, probe
 
 
 class _ProbedModel:
-    """What a sampler function sees as its model: callable, and with the two paths on which functions look for facts."""
+    """What a sampler function sees as its model: callable, and with the paths on which functions look for facts."""
 
     def __init__(self, answer: Denoise, model_patcher: Any, sampler: str = "the sampler") -> None:
         self._answer, self._sampler = answer, sampler
         sampling = model_patcher.get_model_object("model_sampling")
-        self.inner_model = SimpleNamespace(
-            model_patcher=model_patcher, inner_model=SimpleNamespace(model_sampling=sampling)
-        )
+        # Samplers of other packs ask where the model computes, and for marks on its modules, of which there are none.
+        base = SimpleNamespace(model_sampling=sampling, device=torch.device("cpu"), diffusion_model=SimpleNamespace())
+        self.inner_model = SimpleNamespace(model_patcher=model_patcher, inner_model=base)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         # Some would even be linear in what they are answered here, with a zero for what nobody hands them.

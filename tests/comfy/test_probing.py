@@ -76,6 +76,26 @@ def test_euler_response_is_the_step_lengths(wan):
     np.testing.assert_allclose(probed.sigmas, known.sigmas)
 
 
+def test_a_sampler_that_asks_for_the_device_and_for_marks_on_the_model_is_probed(wan):
+    """RES4LYF's do: they compute where the model does, and take what guides have left on its modules."""
+    import comfy.samplers
+
+    from ertacache.comfy_erta.probing import sampler_response
+
+    def sample_elsewhere(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        base = model.inner_model.inner_model
+        assert not hasattr(base.diffusion_model, "y0_standard_guide")
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            at = x.to(base.device)
+            d = (at - model(at, sigma.expand(len(at)), **extra_args)) / sigma
+            x = (at + d * (following - sigma)).to(x)
+        return x
+
+    sigmas = schedule(wan).double().numpy()
+    found = sampler_response(comfy.samplers.KSAMPLER(sample_elsewhere), sigmas, wan)
+    assert torch.allclose(torch.from_numpy(found.influence), torch.from_numpy(probe_named(wan, "euler").influence))
+
+
 def test_probe_leaves_random_state_and_schedule_alone(wan):
     sigmas = schedule(wan)
     before, state = sigmas.clone(), torch.random.get_rng_state()

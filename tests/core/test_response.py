@@ -189,6 +189,17 @@ def test_a_slight_square_is_refused_in_both_precisions(dtype: torch.dtype) -> No
         probe(squares, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rounding_to_float32_on_the_way_is_no_square(dtype: torch.dtype) -> None:
+    """As samplers of other packs do whose coefficients are float32 whatever the latent is."""
+
+    def rounding(model: Denoise, x: Tensor) -> Tensor:
+        return euler(lambda at, sigma: model(at, sigma).float().to(at), x)
+
+    response = probe(rounding, dtype)
+    np.testing.assert_allclose(response.influence, probe(euler).influence, atol=1e-6)
+
+
 def test_probe_touches_no_random_state() -> None:
     before = random.getstate(), np.random.get_state()[1].copy(), torch.random.get_rng_state()
     probe(heun)
