@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -85,7 +87,7 @@ def test_a_sampler_that_asks_for_the_device_and_for_marks_on_the_model_is_probed
     def sample_elsewhere(model, x, sigmas, extra_args=None, callback=None, disable=None):
         base = model.inner_model.inner_model
         assert not hasattr(base.diffusion_model, "y0_standard_guide")
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, following in itertools.pairwise(sigmas):
             at = x.to(base.device)
             d = (at - model(at, sigma.expand(len(at)), **extra_args)) / sigma
             x = (at + d * (following - sigma)).to(x)
