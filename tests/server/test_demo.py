@@ -12,6 +12,7 @@ from PIL import Image
 
 from ertacache.demo import run as demo
 from ertacache.demo.client import ServerError
+from ertacache.demo.comfyui import VERSION, version
 from ertacache.demo.graphs.make import HERE, NAMES, PROFILE_PROMPT, text, workflow
 from ertacache.demo.methods import EASYCACHE, FULL, Render, Studio
 from ertacache.demo.results import score
@@ -39,6 +40,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_file_is_as_the_nodes_declare_themselves(server: ComfyServer, name: str):
     """Fails when an input was added or moved: draw the files anew with python -m demo.graphs.make."""
+    if version(server.comfy) != VERSION:
+        pytest.skip(f"the files are drawn with ComfyUI {VERSION}")
     assert (HERE / f"{name}.json").read_text(encoding="utf-8") == text(workflow(name, server.client.object_info()))
 
 
