@@ -186,14 +186,20 @@ class Compiled:
     why: list[str]
 
 
-def steady_memory() -> Any:
-    """A block in which ComfyUI finds the same memory free each time. Its attention for the CPU asks before each of its
-    calls, and Dynamo compiles a frame anew for another answer: counts would change from run to run."""
-    return mock.patch.object(
-        comfy.model_management,
-        "get_free_memory",
-        lambda dev=None, torch_free_too=False: (2**33, 2**33) if torch_free_too else 2**33,
-    )
+@contextmanager
+def steady_counts() -> Iterator[None]:
+    """A block in which what Dynamo compiles depends on nothing but the model and what is on it.
+
+    ComfyUI finds the same memory free each time: its attention for the CPU asks before each call, and a frame is
+    compiled anew for another answer. And sizes are taken as they are: Dynamo remembers those of earlier models.
+    """
+
+    def free(dev: Any = None, torch_free_too: bool = False) -> Any:
+        return (2**33, 2**33) if torch_free_too else 2**33
+
+    steady = mock.patch.object(comfy.model_management, "get_free_memory", free)
+    with steady, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        yield
 
 
 def graph_breaks(model: FullModel, method: str, clip: Clip, steps: int, wanted: int, first: bool) -> Compiled:
@@ -214,7 +220,7 @@ def graph_breaks(model: FullModel, method: str, clip: Clip, steps: int, wanted: 
 
     bare = model.patcher.clone()
     patcher = cached(compiled(bare)) if first else compiled(cached(bare))
-    with steady_memory():
+    with steady_counts():
         model.sample(patcher, clip, steps)
         breaks, frames = sum(counters["graph_break"].values()), counters["frames"]["total"]
         why = [reason.split("\n")[0][:160] for reason in counters["graph_break"]]

@@ -236,11 +236,11 @@ def graphs(model: Any, times: int = 2, results: list[torch.Tensor] | None = None
     import torch._dynamo
     from torch._dynamo.utils import counters
 
-    from ertacache.bench.full_count import steady_memory
+    from ertacache.bench.full_count import steady_counts
 
     torch._dynamo.reset()
     counters.clear()
-    with steady_memory():
+    with steady_counts():
         rendered = [render(model) for _ in range(times)]
     if results is not None:
         results += rendered
