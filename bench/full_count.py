@@ -208,8 +208,6 @@ def graph_breaks(model: FullModel, method: str, clip: Clip, steps: int, wanted: 
     With the backend "eager", which stops after tracing: a break is where tracing stops, whatever compiles afterwards.
     """
     counters = torch._dynamo.utils.counters
-    torch._dynamo.reset()
-    counters.clear()
 
     def compiled(patcher: Any) -> Any:
         set_torch_compile_wrapper(model=patcher, backend="eager", keys=["diffusion_model"])
@@ -219,8 +217,12 @@ def graph_breaks(model: FullModel, method: str, clip: Clip, steps: int, wanted: 
         return METHODS[method](model, patcher, steps, wanted, lambda report: None)
 
     bare = model.patcher.clone()
-    patcher = cached(compiled(bare)) if first else compiled(cached(bare))
     with steady_counts():
+        # What is set up once in a process would be compiled for, in the first of all counts only.
+        model.sample(compiled(bare.clone()), clip, steps)
+        torch._dynamo.reset()
+        counters.clear()
+        patcher = cached(compiled(bare)) if first else compiled(cached(bare))
         model.sample(patcher, clip, steps)
         breaks, frames = sum(counters["graph_break"].values()), counters["frames"]["total"]
         why = [reason.split("\n")[0][:160] for reason in counters["graph_break"]]
