@@ -72,13 +72,14 @@ def _of_model(model: str) -> list[Config]:
     small = model == "1.3B"
     rounds = 2 if small else 1
     cached = (OUTPUT, BLOCKS, EASYCACHE)
-    found = [config(SPEED, P480, method, rounds=rounds) for method in (*cached, OFFLOADED)]
+    timed = (*cached, OFFLOADED)
+    found = [config(SPEED, P480, method, rounds=rounds) for method in timed]
     # A step of 14B at 720p takes half a minute on a fast card, and a configuration must fit into less than ten.
     few = {} if small else {"steps": 6, "computed": (3,)}
-    found += [config(SPEED, P720, method, rounds=rounds, **few) for method in (*cached, OFFLOADED)]
+    found += [config(SPEED, P720, method, rounds=rounds, **few) for method in timed]
     clip, steps = (P480, SHORT) if small else (P720, 4)
     found += [config(RECORDING, clip, method, rounds=rounds, steps=steps) for method in (RECORD, RECORD_BLOCKS)]
-    found += [config(COUNTS, P480, FULL, *cached, OFFLOADED)]
+    found += [config(COUNTS, P480, FULL, *timed)]
     if small:
         found += [config(WHOLE, P480, method, steps=STEPS, computed=COMPUTED) for method in cached]
         found += [config(GROWTH, clip, OUTPUT) for clip in growing()]

@@ -124,7 +124,7 @@ def recording_share(full: Costs, own: float, tables: float, steps: int) -> float
 
 def blocks_bytes(tokens: int, batch: int, dim: int, element: int, terms: int = 2, conds: int = 2) -> int:
     """What level blocks holds while the blocks run: the features it predicts from, and what the blocks were given."""
-    return (terms + 1) * conds * batch * tokens * dim * element
+    return (terms + 1) * feature_bytes(tokens, batch, dim, element, conds)
 
 
 def moved_bytes(tokens: int, batch: int, dim: int, element: int, terms: int = 2, conds: int = 2) -> tuple[int, int]:
@@ -132,5 +132,10 @@ def moved_bytes(tokens: int, batch: int, dim: int, element: int, terms: int = 2,
 
     Computed: what the blocks were given, there and back, and the feature. Reused: what it is predicted from.
     """
-    feature = conds * batch * tokens * dim * element
+    feature = feature_bytes(tokens, batch, dim, element, conds)
     return 3 * feature, terms * feature
+
+
+def feature_bytes(tokens: int, batch: int, dim: int, element: int, conds: int) -> int:
+    """The residual of one evaluation."""
+    return conds * batch * tokens * dim * element

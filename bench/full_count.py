@@ -191,7 +191,7 @@ def steady_counts() -> Iterator[None]:
     """A block in which what Dynamo compiles depends on nothing but the model and what is on it.
 
     ComfyUI finds the same memory free each time: its attention for the CPU asks before each call, and a frame is
-    compiled anew for another answer. And sizes are taken as they are: Dynamo remembers those of earlier models.
+    compiled anew for another answer. And each size is compiled for as it is, never for sizes that may change.
     """
 
     def free(dev: Any = None, torch_free_too: bool = False) -> Any:

@@ -1,7 +1,7 @@
 """Tiny instances of ComfyUI's own model classes with random weights, and what each is conditioned on.
 
-Only sizes are made small: class, latent format, sampling and the way the
-conditioning is read are ComfyUI's own, through ``comfy.supported_models``.
+Only sizes are made small: class, latent format, sampling and the way the conditioning is read are ComfyUI's own,
+through ``comfy.supported_models``.
 """
 
 from __future__ import annotations

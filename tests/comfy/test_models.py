@@ -153,11 +153,12 @@ def test_blocks_level_works_or_says_why_not(case: Case, store: Any) -> None:
     profile, rendered = case.record("blocks")
     assert torch.equal(rendered, case.render())
     model, reports = case.cached(store, 2.0, "blocks", profile)
-    from ertacache.comfy_erta.levels import block_slots
+    from ertacache.comfy_erta.levels import _known_blocks, block_slots
 
     slots = block_slots(case.model)
     module = case.model.model.diffusion_model
-    first, last = (blocks_of(module, kind)[i] for kind, i in (slots[0], slots[-1]))
+    lists = _known_blocks(module)
+    first, last = (getattr(module, lists[kind])[i] for kind, i in (slots[0], slots[-1]))
     # Wan Animate 2 enters its blocks by other methods than forward; this one is not the pose branch's.
     method = "forward_gen" if hasattr(first, "forward_gen") else "forward"
     with forwards(module) as entered, forwards(first, method) as computed, forwards(last, method) as completed:
@@ -217,12 +218,6 @@ def test_a_residual_handed_back_gives_what_was_computed(case: Case) -> None:
     assert torch.equal(case.render(model, seed=6), case.plain)
     assert echo.forwards == 2 * echo.forwards_reused == 2 * len(errors) > 0
     assert max(errors) < 1e-4
-
-
-def blocks_of(module: torch.nn.Module, kind: str) -> Any:
-    """The model's list of blocks of a kind, by the names that the classes here use."""
-    names = ("blocks", "transformer_blocks", "double_blocks") if kind == "double_block" else ("single_blocks",)
-    return next(getattr(module, name) for name in names if hasattr(module, name))
 
 
 @pytest.mark.parametrize("case", STEERED, indirect=True)
