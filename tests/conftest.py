@@ -36,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = "ertacache"
+DEVICE = os.environ.get("ERTA_TEST_DEVICE", "cpu")
 
 
 def _register_pack() -> ModuleType:
@@ -60,7 +61,9 @@ def comfy_path() -> Path:
 
 @pytest.fixture(scope="session")
 def comfy(comfy_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """ComfyUI imported into this process, on the CPU, with its folders in a temporary place.
+    """ComfyUI imported into this process, with its folders in a temporary place.
+
+    On the CPU; with ERTA_TEST_DEVICE=cuda on the GPU.
 
     Returns the package `comfy`; afterwards `import nodes`, `import comfy.samplers` and so on give ComfyUI's.
     """
@@ -69,7 +72,7 @@ def comfy(comfy_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleT
     base = tmp_path_factory.mktemp("comfy-base")
     for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
         (base / folder).mkdir()
-    import_comfy(cpu=True, base_directory=str(base), disable_api_nodes=True)
+    import_comfy(cpu=DEVICE == "cpu", base_directory=str(base), disable_api_nodes=True)
     importlib.import_module("comfy.model_management")
     found = Path(importlib.import_module("nodes").__file__ or "")
     assert found == comfy_path / "nodes.py", f"`import nodes` gives {found}: keep the repository off sys.path"

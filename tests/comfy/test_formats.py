@@ -220,9 +220,14 @@ def short_of_memory(state: str, share: float = 0.0) -> Iterator[Counter[Any]]:
 
     def load(models: list[Any], **kwargs: Any) -> None:
         room = management.minimum_inference_memory() + share * models[0].model_size()
+
+        def free(device: Any = None, torch_free_too: bool = False) -> Any:
+            left = room - models[0].loaded_size()
+            return (left, left) if torch_free_too else left
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(management, "is_device_cpu", lambda device: False)
-            patch.setattr(management, "get_free_memory", lambda *args, **kwargs: room - models[0].loaded_size())
+            patch.setattr(management, "get_free_memory", free)
             load_models(models, **kwargs)
 
     def counting(layer: Any, *args: Any, **kwargs: Any) -> Any:

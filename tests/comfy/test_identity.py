@@ -72,9 +72,9 @@ def loaded(wan: Any) -> Iterator[Any]:
     import comfy.model_management
 
     patched = with_lora(wan)
-    before = patched.model_state_dict()[KEY].clone()
+    before = patched.model_state_dict()[KEY].cpu().clone()
     comfy.model_management.load_models_gpu([patched])
-    assert not torch.equal(patched.model_state_dict()[KEY], before), "loading patches in place"
+    assert not torch.equal(patched.model_state_dict()[KEY].cpu(), before), "loading patches in place"
     yield patched
     comfy.model_management.unload_all_models()
     patched.detach()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 
-def test_nodes_is_comfyuis_and_it_runs_on_the_cpu(comfy: ModuleType, comfy_path: Path):
+def test_nodes_is_comfyuis_and_it_runs_on_the_chosen_device(comfy: ModuleType, comfy_path: Path):
     assert Path(importlib.import_module("nodes").__file__ or "").parent == comfy_path
     management = importlib.import_module("comfy.model_management")
-    assert management.get_torch_device().type == "cpu"
+    assert management.get_torch_device().type == os.environ.get("ERTA_TEST_DEVICE", "cpu")
 
 
 def test_comfyui_has_its_folders_in_a_temporary_place(comfy: ModuleType, comfy_path: Path):

@@ -247,7 +247,7 @@ def test_t03_a_missing_entry_taken_as_zero_is_seen(wan, sample, monkeypatch):
 
     def zero(replay: Any, i: int, key: str) -> torch.Tensor:
         found = combine(replay, i, key)
-        return torch.zeros(1, 16, 2, 4, 4) if found is None else found
+        return torch.zeros(1, 16, 2, 4, 4, device=wan.load_device) if found is None else found
 
     monkeypatch.setattr(Replay, "_combine", zero)
     with pytest.raises(AssertionError, match="was not computed"):
@@ -335,7 +335,9 @@ def test_t04_runs_of_other_sizes_know_nothing_of_each_other(wan, sample, level):
 
 
 def random_states() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state()[1].tobytes(), torch.random.get_rng_state().numpy().tobytes()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    torchs = [state.numpy().tobytes() for state in (torch.random.get_rng_state(), *cuda)]
+    return random.getstate(), np.random.get_state()[1].tobytes(), *torchs
 
 
 def assert_no_noise_of_its_own(wan: Any, sample: Any, level: str, sampler: str) -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -41,25 +43,40 @@ def bench_on(server: ComfyServer) -> Bench:
     return Bench(server, MODEL)
 
 
+Told = tuple[dict[str, Any], torch.Tensor]
+
+
 @pytest.fixture(scope="module")
-def usual(server: ComfyServer, comfy: ModuleType) -> tuple[dict[str, Any], torch.Tensor]:
-    """Report and latent of the built-in plan at double speed, without any option."""
-    bench = bench_on(server)
+def usual(server: ComfyServer, comfy: ModuleType) -> Callable[[bool], Told]:
+    """usual(cpu) -> report and latent of the built-in plan at double speed on that device, without any option."""
+
+    @functools.cache
+    def on(cpu: bool) -> Told:
+        if cpu:
+            return built_in(bench_on(server))
+        with ComfyServer(cpu=False) as another:
+            return built_in(bench_on(another))
+
+    return on
+
+
+def built_in(bench: Bench) -> Told:
     outputs = bench.run(**SMALL, sampler=cached(steps=STEPS, without_profile="built-in plan"), save=save())
     return report(outputs), bench.latent(outputs)
 
 
 @pytest.mark.parametrize(("options", "dtype"), FLAGS)
 def test_a_switch_of_comfyui_changes_nothing_of_what_a_plan_does(
-    usual: tuple[dict[str, Any], torch.Tensor],
+    usual: Callable[[bool], Told],
     comfy: ModuleType,
     options: tuple[str, ...],
     dtype: torch.dtype,
 ) -> None:
-    with ComfyServer(args=options, cpu=not {"--lowvram", "--novram"} & set(options)) as server:
+    cpu = not {"--lowvram", "--novram"} & set(options)
+    with ComfyServer(args=options, cpu=cpu) as server:
         bench = bench_on(server)
         at_full_speed_it_is_ksampler_to_the_bit(bench)
-        at_double_speed_it_is_the_plan_without_the_option(bench, *usual, dtype)
+        at_double_speed_it_is_the_plan_without_the_option(bench, *usual(cpu), dtype)
         another_seed_has_the_same_plan(bench, "--cache-none" in options)
         the_first_render_measures_and_the_next_is_fast(bench)
 
