@@ -1,4 +1,4 @@
-"""Every method against every other at equal evaluations: ``python -m bench``; ``--help`` for the options.
+"""Every method against every other at equal model calls: ``python -m bench``; ``--help`` for the options.
 
 ``python -m bench studies`` measures what else planned mode promises; ``python -m bench full-size`` speed and memory at
 Wan2.1's real dimensions.

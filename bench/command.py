@@ -1,4 +1,4 @@
-"""``python -m bench``: every method against every other at equal evaluations, on one model in a real ComfyUI.
+"""``python -m bench``: every method against every other at equal model calls, on one model in a real ComfyUI.
 
 Finished rows are kept under bench/output/kept and reused while what they depend on is the same (model, settings,
 prompts, sources), so a run that was stopped goes on where it was. Writes results.json, results.md and two pictures.
@@ -80,7 +80,7 @@ class Bench:
         return kept.has_json(key)
 
     def effort(self, name: str, speed: float) -> float:
-        """Evaluations that a row will take, about."""
+        """Model calls that a row will take, about."""
         method = self.methods[name][0]
         budget, tuning = self.budget(speed), len(self.rig.tuning)
         return budget * (len(self.rig.test) + 1 + method.effort * tuning) + 3 * self.rig.steps
@@ -189,7 +189,7 @@ def in_short(found: measure.Row) -> str:
     if not found["setting"]:
         return "no setting within the budget"
     s = measure.summary(found)
-    return f"{s['evaluations']:5.1f} evaluations, PSNR {s['psnr']:5.1f} / {s['psnr_worst']:5.1f} dB"
+    return f"{s['calls']:5.1f} model calls, PSNR {s['psnr']:5.1f} / {s['psnr_worst']:5.1f} dB"
 
 
 def clock(seconds: float) -> str:

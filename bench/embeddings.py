@@ -22,7 +22,7 @@ _KEY = "erta_bench_embeddings"
 
 
 class Changes(NamedTuple):
-    """Relative L1 changes from one evaluation to the next, (runs x conds, N - 1) each."""
+    """Relative L1 changes from one model call to the next, (runs x conds, N - 1) each."""
 
     embedding: np.ndarray
     output: np.ndarray
@@ -82,7 +82,7 @@ def relative_l1(now: torch.Tensor, before: torch.Tensor) -> float:
 
 
 def rescaled(changes: Changes) -> np.ndarray:
-    """(N,) what each evaluation adds to the accumulated distance; the first adds nothing."""
+    """(N,) what each model call adds to the accumulated distance; the first adds nothing."""
     # In a scaled variable the same least squares as the published polyfit, without its loss of digits.
     fit = np.polynomial.Polynomial.fit(changes.embedding.ravel(), changes.output.ravel(), DEGREE)
     distances: np.ndarray = np.concatenate([[0.0], fit(changes.embedding.mean(axis=0))])
@@ -106,7 +106,7 @@ def teacache_schedule(distances: Sequence[float], threshold: float, first: int, 
 
 def schedules(distances: Sequence[float], budget: int) -> list[tuple[float, int, int, Schedule]]:
     """(threshold, first, last, schedule) nearest to the budget from below, for both published sets of protected ends:
-    one evaluation at each end, or a tenth at the start and none at the end."""
+    one model call at each end, or a tenth at the start and none at the end."""
     count = len(distances)
     found = []
     for first, last in ((1, 1), (max(1, count // 10), 0)):

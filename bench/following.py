@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..comfy_erta.report import Report
 from ..comfy_erta.session import Setting, Start, attach
-from ..erta.plan import Plan, Wish
+from ..erta.plan import Plan, Settings
 from ..erta.replay import Replay
 from ..erta.schedules import Schedule, histories
 
 Weights = Callable[[tuple[int, ...], int], tuple[float, ...]]
-"""(history, i) -> weights of the newest computed features. ``history``: the computed evaluations before i. Both newest
+"""(history, i) -> weights of the newest computed features. ``history``: the computed model calls before i. Both newest
 first."""
 
 
@@ -52,9 +52,17 @@ class Following:
             self._sigmas[schedule] = tuple(setting.respond(setting.schedule).sigmas)
         sigmas = self._sigmas[schedule]
         if len(sigmas) != len(self.compute):
-            raise ValueError(f"a schedule of {len(self.compute)} evaluations for a run of {len(sigmas)}")
+            raise ValueError(f"a schedule of {len(self.compute)} model calls for a run of {len(sigmas)}")
         nothing = (0.0,) * len(sigmas)
-        plan = Plan(Wish(level=self.level), sigmas, self.compute, self.coefficients, nothing, nothing, misses=nothing)
+        plan = Plan(
+            Settings(level=self.level),
+            sigmas,
+            self.compute,
+            self.coefficients,
+            nothing,
+            nothing,
+            residual_limits=nothing,
+        )
         return Start(Replay(plan), self.level, sigmas, plan)
 
     def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:

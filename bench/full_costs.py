@@ -74,16 +74,16 @@ def _fixed(one: Run, inside: str, outside: float) -> float:
     return float(one["seconds"] - sum(one["steps"]) - one[inside][0] - outside)
 
 
-def evaluations(one: Run) -> int:
+def calls(one: Run) -> int:
     """How many a run really computed."""
     return sum(stack > 0.0 for stack in one["stacks"])
 
 
 def measured_share(runs: Sequence[Run], method: str, wanted: int) -> tuple[float, int]:
-    """The speed-up of whole runs over steps / computed as it was measured, and the evaluations computed."""
+    """The speed-up of whole runs over steps / computed as it was measured, and the model calls computed."""
     full = statistics.median(one["seconds"] for one in _of(runs, FULL))
     its = [one for one in _of(runs, method) if one["wanted"] == wanted]
-    computed = evaluations(its[0])
+    computed = calls(its[0])
     seconds = statistics.median(one["seconds"] for one in its)
     return full / seconds * computed / len(its[0]["stacks"]), computed
 
@@ -128,7 +128,7 @@ def blocks_bytes(tokens: int, batch: int, dim: int, element: int, terms: int = 2
 
 
 def moved_bytes(tokens: int, batch: int, dim: int, element: int, terms: int = 2, conds: int = 2) -> tuple[int, int]:
-    """What goes over the bus when level blocks is offloaded, in a computed and in a reused evaluation.
+    """What goes over the bus when level blocks is offloaded, in a computed and in a reused model call.
 
     Computed: what the blocks were given, there and back, and the feature. Reused: what it is predicted from.
     """
@@ -137,5 +137,5 @@ def moved_bytes(tokens: int, batch: int, dim: int, element: int, terms: int = 2,
 
 
 def feature_bytes(tokens: int, batch: int, dim: int, element: int, conds: int) -> int:
-    """The residual of one evaluation."""
+    """The residual of one model call."""
     return conds * batch * tokens * dim * element

@@ -31,7 +31,7 @@ _READS = ("_local_scalar_dense", "nonzero", "equal.default", "masked_select", "_
 
 @dataclass
 class Step:
-    """Of one evaluation. reads: by name. made: new tensors, and their bytes. waits: that CUDA told of itself."""
+    """Of one model call. reads: by name. made: new tensors, and their bytes. waits: that CUDA told of itself."""
 
     computed: bool = False
     operations: int = 0
@@ -42,7 +42,7 @@ class Step:
 
 
 class Ledger(TorchDispatchMode):
-    """Every operation while it is on: to which evaluation it belongs, and what memory it takes.
+    """Every operation while it is on: to which model call it belongs, and what memory it takes.
 
     Memory is that of storages that operations return, from when they appear until they die. What was there before, or
     is used up within an operation, does not count; nor does what lies on another device than the model.
@@ -103,7 +103,7 @@ class Counted:
 
 
 def count(model: FullModel, method: str, clip: Clip, steps: int, wanted: int) -> Counted:
-    """One run under the ledger. What ComfyUI and the sampler do outside of the evaluations is not told of as a step."""
+    """One run under the ledger. What ComfyUI and the sampler do outside of the model calls is not told of as a step."""
     ledger = Ledger(model.device)
     found: list[Step] = []
     blocks = model.blocks

@@ -16,7 +16,7 @@ from ..comfy_erta.report import Report
 from ..comfy_erta.session import attach
 from ..comfy_erta.tasks import Recording
 from ..demo.tiny_wan.nodes import ERTADemoCopyForEasyCache
-from ..erta.plan import Wish
+from ..erta.plan import Settings
 from ..erta.profile import Profile
 from ..erta.recorder import Recorder
 from ..erta.schedules import Schedule, even
@@ -73,7 +73,7 @@ class Watched:
 
 
 def run(model: FullModel, method: str, clip: Clip, steps: int, wanted: int) -> Watched:
-    """Sample once. wanted: evaluations to compute, for those methods that reuse."""
+    """Sample once. wanted: model calls to compute, for those methods that reuse."""
     reports: list[Report] = []
     watch = _Watch(model)
     watched = model.patcher.clone()
@@ -139,7 +139,7 @@ class _Watch:
         return result
 
     def step(self, *_: Any) -> None:
-        """Called by the sampler when a step's evaluation is there."""
+        """Called by the sampler when a step's model call is there."""
         self._ends.append(self._clock.mark())
         self._laps.append([])
 
@@ -162,8 +162,8 @@ def _ours(level: str, offload: bool = False) -> Any:
     """Planned from a profile, with two terms: of few steps the planner would choose to hold, which costs less."""
 
     def patch(model: FullModel, patcher: Any, steps: int, wanted: int, on_report: Any) -> Any:
-        wish = Wish(speed=steps / wanted, level=level, predictor="linear")
-        return cached(patcher, wish, profile_of(model, level, steps), SCHEDULER, on_report, offload)
+        settings = Settings(speed=steps / wanted, level=level, predictor="linear")
+        return cached(patcher, settings, profile_of(model, level, steps), SCHEDULER, on_report, offload)
 
     return patch
 
@@ -214,26 +214,26 @@ def forced_easycache(patcher: Any, compute: Schedule) -> Any:
     Of random weights its rates of change mean nothing, and finding a threshold for each budget would take many runs.
     """
     model = EasyCacheNode.execute(ERTADemoCopyForEasyCache.execute(patcher).result[0], 0.0, 0.0, 1.0, False).result[0]
-    evaluation = -1
+    call = -1
 
     def steer(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal evaluation
-        evaluation += 1
+        nonlocal call
+        call += 1
         options = args[2] if len(args) > 2 else kwargs["model_options"]
         holder = options["transformer_options"]["easycache"]
-        holder.reuse_threshold = float("-inf") if compute[evaluation % len(compute)] else float("inf")
+        holder.reuse_threshold = float("-inf") if compute[call % len(compute)] else float("inf")
         return executor(*args, **kwargs)
 
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, steer)
     return model
 
 
-def table_seconds(elements: int, streams: int, evaluations: int) -> tuple[float, int]:
+def table_seconds(elements: int, streams: int, calls: int) -> tuple[float, int]:
     """What a recorder needs at the end of a run for its tables: seconds, and bytes of the features that it holds."""
-    sigmas = torch.linspace(1.0, 0.02, evaluations, dtype=torch.float64).numpy()
+    sigmas = torch.linspace(1.0, 0.02, calls, dtype=torch.float64).numpy()
     recorder = Recorder(sigmas)
     for stream in range(streams):
-        for i in range(evaluations):
+        for i in range(calls):
             recorder.observe(i, str(stream), torch.randn(elements))
     began = time.perf_counter()
     recorder.tables(0, 1.0)

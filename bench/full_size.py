@@ -124,7 +124,7 @@ def _quiet_dynamo() -> Iterator[None]:
 
 
 def tables_of(config: Config) -> dict[str, float]:
-    """The recorder's own work at the end of a run of 50 evaluations."""
+    """The recorder's own work at the end of a run of 50 model calls."""
     output = config.methods[0] == RECORD
     elements = config.shown.latent_bytes // 4 if output else config.shown.tokens * config.shown.batch * config.size.dim
     kept = sampled(torch.empty(1, dtype=torch.bool).expand(elements)).numel()

@@ -14,7 +14,7 @@ from .rig import Sample
 from .tuning import tuned
 
 Row = dict[str, Any]
-"""JSON-able: method, family, speed, budget; setting, "" where the method cannot do the budget; sampler; evaluations and
+"""JSON-able: method, family, speed, budget; setting, "" where the method cannot do the budget; sampler; model calls and
 seconds per prompt; full_seconds; against: sampler whose full run is the reference -> metric -> values per prompt, the
 row's own sampler first."""
 
@@ -37,7 +37,7 @@ def row(method: Method, place: Place, speed: float, references: References, memo
         "setting": setting.label,
         "tried": len(memory),
         "sampler": own,
-        "evaluations": [sample.evaluations for sample in samples],
+        "calls": [sample.calls for sample in samples],
         "seconds": [round(sample.seconds, 4) for sample in samples],
         "full_seconds": round(full_seconds, 4),
         "against": {sampler: _by_metric(found) for sampler, found in scores.items()},
@@ -74,9 +74,9 @@ def summary(found: Row, against: str = "") -> dict[str, float]:
     metrics = found["against"][against or found["sampler"]]
     low, high = _quartiles(metrics["psnr"])
     return {
-        "evaluations": statistics.mean(found["evaluations"]),
-        "fewest": min(found["evaluations"]),
-        "most": max(found["evaluations"]),
+        "calls": statistics.mean(found["calls"]),
+        "fewest": min(found["calls"]),
+        "most": max(found["calls"]),
         "time_ratio": found["full_seconds"] / statistics.median(found["seconds"]),
         "psnr": statistics.median(metrics["psnr"]),
         "psnr_worst": min(metrics["psnr"]),

@@ -1,4 +1,4 @@
-"""What is compared: a method proposes settings for a budget of evaluations, the tuner tries them."""
+"""What is compared: a method proposes settings for a budget of model calls, the tuner tries them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting tried on the tuning prompts: mean evaluations, median PSNR in dB."""
+    """A setting tried on the tuning prompts: mean model calls, median PSNR in dB."""
 
     setting: Setting
-    evaluations: float
+    calls: float
     psnr: float
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a method is to work: the rig, what was measured on its model, and the evaluations it may spend."""
+    """Where a method is to work: the rig, what was measured on its model, and the model calls it may spend."""
 
     rig: Rig
     calibration: Calibration

@@ -12,7 +12,7 @@ from typing import Any
 from ..comfy_erta.session import attach
 from ..comfy_erta.store import Store
 from ..comfy_erta.tasks import BUILT_IN, Caching
-from ..erta.plan import Wish
+from ..erta.plan import Settings
 from ..erta.profile import Profile
 from .methods import ABLATION, OURS, Method, Place, Setting, single
 
@@ -27,12 +27,12 @@ class Variant:
 
     name: str
     measured: bool
-    wished: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
     family: str = ABLATION
 
     @property
-    def wish(self) -> Wish:
-        return Wish(**self.wished)
+    def settings(self) -> Settings:
+        return Settings(**self.chosen)
 
 
 PAPER = {"mode": "paper", "level": "blocks"}
@@ -57,7 +57,7 @@ VARIANTS = (
     Variant("planned, line, corrector", True, {"predictor": "linear"}),
     Variant("planned, without check", True, {"check": False}),
     Variant("planned, timesteps", True, {"timesteps": True}),
-    Variant("planned, gaps of any length", True, {"max_gap": 1000}),
+    Variant("planned, skipped intervals of any length", True, {"longest_gap": 1000}),
     Variant("built-in plan, hold", False, {"predictor": "hold", "corrector": False}),
     Variant("built-in plan, without corrector", False, {"corrector": False}),
 )
@@ -65,23 +65,23 @@ VARIANTS = (
 
 def cached(
     model: Any,
-    wish: Wish,
+    settings: Settings,
     profile: Profile | None,
     scheduler: str,
     on_report: OnReport = lambda report: None,
     offload: bool = False,
 ) -> Any:
-    """A clone that follows the plan of a wish: from the profile, or the built-in one where that is None."""
+    """A clone that follows the plan of settings: from the profile, or the built-in one where that is None."""
     nowhere = Path(tempfile.gettempdir()) / "ertacache-bench-keeps-no-profiles"
-    task = Caching(wish, Store(nowhere), on_report, profile, without_profile=BUILT_IN, scheduler=scheduler)
+    task = Caching(settings, Store(nowhere), on_report, profile, without_profile=BUILT_IN, scheduler=scheduler)
     return attach(model, replace(task, offload=offload))
 
 
 def _setting(variant: Variant, place: Place) -> Setting:
-    wish = Wish(speed=place.speed, **variant.wished)
-    profile = place.calibration.profile(wish.level) if variant.measured else None
-    how = functools.partial(cached, wish=wish, profile=profile, scheduler=place.rig.config.scheduler)
-    return Setting(f"speed {wish.speed:.4g}", how)
+    settings = Settings(speed=place.speed, **variant.chosen)
+    profile = place.calibration.profile(settings.level) if variant.measured else None
+    how = functools.partial(cached, settings=settings, profile=profile, scheduler=place.rig.config.scheduler)
+    return Setting(f"speed {settings.speed:.4g}", how)
 
 
 def ours() -> list[Method]:

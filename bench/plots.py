@@ -1,4 +1,4 @@
-"""Two pictures: quality against evaluations for every method, and what each part of ours is worth."""
+"""Two pictures: quality against model calls for every method, and what each part of ours is worth."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def quality(rows: Sequence[Row], steps: int, path: Path) -> None:
         axis.set_ylabel("PSNR, dB")
     axes[0, 0].set_xticks(sorted({found["budget"] for found in shown(rows)}))
     for axis in axes.flat[max(0, len(names) - columns) : len(names)]:  # the lowest of each column
-        axis.set_xlabel(f"evaluations of {steps}")
+        axis.set_xlabel(f"model calls of {steps}")
         axis.tick_params(labelbottom=True)
     title = "Closeness to the full run: median thick, worst prompt thin; ERTA planned in orange in every panel"
     other = sorted({against for name in names for against in elsewhere(rows, name)})
@@ -110,22 +110,22 @@ def _colour(rows: Sequence[Row], name: str) -> str:
 
 
 def draw(axis: Axes, points: Sequence[tuple[float, float, float]], colour: str, thin: bool, style: str = "-") -> None:
-    """points: (evaluations, median, worst) in order. A single one is shown as a dot."""
+    """points: (model calls, median, worst) in order. A single one is shown as a dot."""
     if not points:
         return
-    evaluations, medians, worsts = zip(*points, strict=True)
+    calls, medians, worsts = zip(*points, strict=True)
     marker: dict[str, Any] = {"marker": "o", "markersize": 3} if colour != PALE else {}
     if len(points) == 1:
         marker = {"marker": "o", "markersize": 4}
-    axis.plot(evaluations, medians, style, color=colour, linewidth=1.0 if colour == PALE else 2.0, **marker)
+    axis.plot(calls, medians, style, color=colour, linewidth=1.0 if colour == PALE else 2.0, **marker)
     if thin:
-        axis.plot(evaluations, worsts, style, color=colour, linewidth=0.8)
+        axis.plot(calls, worsts, style, color=colour, linewidth=0.8)
 
 
 def curve(rows: Sequence[Row], name: str, against: str = "") -> list[tuple[float, float, float]]:
-    """(evaluations, median, worst PSNR) of a method, by evaluations."""
+    """(model calls, median, worst PSNR) of a method, by model calls."""
     own = [summary(found, against) for found in shown(rows) if found["method"] == name]
-    return sorted((s["evaluations"], s["psnr"], s["psnr_worst"]) for s in own)
+    return sorted((s["calls"], s["psnr"], s["psnr_worst"]) for s in own)
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:

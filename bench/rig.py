@@ -31,11 +31,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Sample:
-    """latent: (1, C, T, h, w) as a sampler gives it. evaluations: counted at the model, 1 = all conds once."""
+    """latent: (1, C, T, h, w) as a sampler gives it. model calls: counted at the model, 1 = all conds once."""
 
     latent: torch.Tensor
     seconds: float
-    evaluations: float
+    calls: float
 
 
 class Rig:
@@ -93,7 +93,7 @@ class Rig:
         return Sample(result["samples"], now() - began, rows / self._rows())
 
     def _rows(self) -> float:
-        """Batch rows that pass the blocks in one evaluation: the conds, usually 2."""
+        """Batch rows that pass the blocks in one model call: the conds, usually 2."""
         return 1.0 if self.config.guidance == 1.0 else 2.0
 
     def full_seconds(self, sampler: str = "", runs: int = 3) -> float:
@@ -120,9 +120,9 @@ def now() -> float:
 
 
 def last_block(model: Any) -> torch.nn.Module:
-    """The last transformer block: what an evaluation that is really computed must pass."""
+    """The last transformer block: what a model call that is really computed must pass."""
     for child in model.model.diffusion_model.children():
         if isinstance(child, torch.nn.ModuleList) and len(child):
             last: torch.nn.Module = child[-1]
             return last
-    raise ValueError(f"{type(model.model.diffusion_model).__name__} has no list of blocks to count evaluations at")
+    raise ValueError(f"{type(model.model.diffusion_model).__name__} has no list of blocks to count model calls at")

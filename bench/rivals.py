@@ -63,7 +63,7 @@ def thresholds(patch: Any, place: Place) -> Proposals:
             label = f"threshold {threshold:g}, start {start:g}" + (f", subsample {subsample}" if subsample != 8 else "")
             how = functools.partial(patch, threshold=threshold, start=start, subsample=subsample)
             trial = yield Setting(label, how)
-            low, high = (threshold, high) if trial.evaluations > place.budget else (low, threshold)
+            low, high = (threshold, high) if trial.calls > place.budget else (low, threshold)
 
 
 def magcache(place: Place) -> Proposals:

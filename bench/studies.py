@@ -2,7 +2,7 @@
 
 predicted: the error that plans state beside what was measured. samplers: each at 2x beside half of its own steps.
 profiles: one profile for other step counts beside a fresh one, and how many runs to record. check: prompts unlike the
-profiled ones. parts: what no wish turns off. rough: every part of the method on variants of the model that are less
+profiled ones. parts: what no settings turns off. rough: every part of the method on variants of the model that are less
 smooth. Results go to bench/output/studies.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from ..erta import planner
-from ..erta.loop import Feedback
-from ..erta.plan import Wish
+from ..erta.plan import Settings
 from ..erta.profile import Profile
+from ..erta.simulation import ErrorResponse
 from . import plots
 from .command import OUTPUT
 from .config import Config, read_config
@@ -49,7 +49,7 @@ class Outcome:
 
     psnr: list[float]
     error: list[float]
-    evaluations: float
+    calls: float
     predicted: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -73,9 +73,9 @@ class Bed:
         self._profile = self._profile or record(self.rig, "output")
         return self._profile
 
-    def planned(self, wish: Wish, profile: Profile | None) -> Outcome:
+    def planned(self, settings: Settings, profile: Profile | None) -> Outcome:
         reports: list[Any] = []
-        found = self._outcome(cached(self.rig.model, wish, profile, self.rig.config.scheduler, reports.append), 0)
+        found = self._outcome(cached(self.rig.model, settings, profile, self.rig.config.scheduler, reports.append), 0)
         return replace(found, predicted=tuple(reports[0].predicted_error), notes=tuple(reports[0].notes))
 
     def fewer_steps(self, steps: int) -> Outcome:
@@ -87,7 +87,7 @@ class Bed:
         return Outcome(
             [psnr(rig.subject.frames(s.latent), frames) for s, frames in zip(samples, self._frames, strict=True)],
             [self._error(s.latent, full) for s, full in zip(samples, self._full, strict=True)],
-            statistics.mean(s.evaluations for s in samples),
+            statistics.mean(s.calls for s in samples),
         )
 
     def _error(self, latent: torch.Tensor, full: torch.Tensor) -> float:
@@ -112,8 +112,8 @@ def predicted(config: Config, prompts: int) -> Iterator[Line]:
         for steps in (50, 20):
             bed = Bed(replace(config, sampler=sampler, steps=steps), prompts)
             for speed in SPEEDS:
-                for name, wished in (("default", {}), ("held", {"predictor": "hold", "corrector": False})):
-                    found = bed.planned(Wish(speed, **wished), bed.profile)
+                for name, chosen in (("default", {}), ("held", {"predictor": "hold", "corrector": False})):
+                    found = bed.planned(Settings(speed, **chosen), bed.profile)
                     median = statistics.median(found.error)
                     yield Line(
                         {
@@ -133,7 +133,7 @@ def samplers(config: Config, prompts: int) -> Iterator[Line]:
     for sampler in (*DETERMINISTIC, *STOCHASTIC):
         bed = Bed(replace(config, sampler=sampler), prompts)
         fewer = bed.fewer_steps(config.steps // 2)
-        default, builtin = bed.planned(Wish(), bed.profile), bed.planned(Wish(), None)
+        default, builtin = bed.planned(Settings(), bed.profile), bed.planned(Settings(), None)
         yield Line(
             {
                 "Sampler": sampler,
@@ -152,11 +152,11 @@ def profiles(config: Config, prompts: int) -> Iterator[Line]:
     own = Bed(config, prompts)
     for steps in (20, 30, 40, 60, 80):
         bed = Bed(replace(config, steps=steps), prompts)
-        old, fresh = bed.planned(Wish(), own.profile), bed.planned(Wish(), bed.profile)
+        old, fresh = bed.planned(Settings(), own.profile), bed.planned(Settings(), bed.profile)
         yield _compared(f"{steps} steps", {f"profile of {config.steps} steps": old, "fresh profile": fresh})
     recorded = {n: record(Rig(replace(config, profile_runs=n), prompts), "output") for n in (1, 4, 16)}
     for speed in SPEEDS:
-        found = {f"{n} runs": own.planned(Wish(speed), profile) for n, profile in recorded.items()}
+        found = {f"{n} runs": own.planned(Settings(speed), profile) for n, profile in recorded.items()}
         yield _compared(f"{speed:g}x", found)
 
 
@@ -176,19 +176,19 @@ PARTS: dict[str, tuple[bool, dict[str, Any]]] = {
 
 
 def parts(config: Config, prompts: int) -> Iterator[Line]:
-    """The default without one of what no wish can turn off."""
+    """The default without one of what no settings can turn off."""
 
-    def nothing(sigmas: np.ndarray) -> Feedback:
-        return Feedback(np.zeros(len(sigmas)), np.zeros(len(sigmas)), np.eye(len(sigmas)))
+    def nothing(sigmas: np.ndarray) -> ErrorResponse:
+        return ErrorResponse(np.zeros(len(sigmas)), np.zeros(len(sigmas)), np.eye(len(sigmas)))
 
-    foreseen = {"default": planner.cautious_feedback, "answers to errors not foreseen": nothing}
+    foreseen = {"default": planner.conservative_error_response, "answers to errors not foreseen": nothing}
     for steps in (50, 20):
         bed = Bed(replace(config, steps=steps), prompts)
         for speed in SPEEDS:
             found = {}
-            for name, feedback in foreseen.items():
-                with patch.object(planner, "cautious_feedback", feedback):
-                    found[name] = bed.planned(Wish(speed), bed.profile)
+            for name, error_response in foreseen.items():
+                with patch.object(planner, "conservative_error_response", error_response):
+                    found[name] = bed.planned(Settings(speed), bed.profile)
             cells = {"Steps": str(steps), "Speed": f"{speed:g}x", **{name: str(o) for name, o in found.items()}}
             yield Line(cells, {"steps": steps, "speed": speed, **{name: vars(o) for name, o in found.items()}})
 
@@ -209,7 +209,9 @@ def rough(config: Config, prompts: int) -> Iterator[Line]:
     for name, (changed, model) in variants.items():
         bed = Bed(changed, prompts, model)
         for speed in (2.0, 3.0):
-            found = {part: bed.planned(Wish(speed, **w), bed.profile if m else None) for part, (m, w) in PARTS.items()}
+            found = {
+                part: bed.planned(Settings(speed, **w), bed.profile if m else None) for part, (m, w) in PARTS.items()
+            }
             cells = {"Variant": name, "Speed": f"{speed:g}x", **{part: str(o) for part, o in found.items()}}
             yield Line(cells, {"variant": name, "speed": speed, **{part: vars(o) for part, o in found.items()}})
 
@@ -232,9 +234,9 @@ def check(config: Config, prompts: int) -> Iterator[Line]:
     strange = Bed(config, 2 * UNLIKE, test=unlike(bed.rig))
     for speed in SPEEDS:
         for name, where in (("test prompts", bed), ("random words, and mixtures of two prompts", strange)):
-            off, on = (where.planned(Wish(speed, check=checked), bed.profile) for checked in (False, True))
+            off, on = (where.planned(Settings(speed, check=checked), bed.profile) for checked in (False, True))
             cells = {"Prompts": name, "Speed": f"{speed:g}x", "Unchecked": str(off), "Checked": str(on)}
-            cells |= {"Evaluations": f"{off.evaluations:.1f} → {on.evaluations:.1f}"}
+            cells |= {"Evaluations": f"{off.calls:.1f} → {on.calls:.1f}"}
             yield Line(cells, {"prompts": name, "speed": speed, "off": vars(off), "on": vars(on)})
 
 

@@ -20,7 +20,7 @@ def report(rows: Sequence[Row], settings: dict[str, Any]) -> str:
     parts = ["# Bench", about(settings), "## Against the rivals", margins(rows)]
     for speed in sorted({found["speed"] for found in rows}):
         here = [found for found in rows if found["speed"] == speed]
-        parts += [f"## {speed:g}x: {here[0]['budget']} of {settings['config']['steps']} evaluations"]
+        parts += [f"## {speed:g}x: {here[0]['budget']} of {settings['config']['steps']} model calls"]
         parts += [table(here, settings["config"]["steps"])]
         parts += [absent(here)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -35,9 +35,9 @@ def about(settings: dict[str, Any]) -> str:
         f"{settings['torch']}, ComfyUI {settings['comfyui']}.",
         "",
         "- Quality is that of the result against the full run with the same seed; *worst* of all prompts.",
-        f"- Settings of rivals are the best on {settings['tuning']} other prompts whose mean number of evaluations "
+        f"- Settings of rivals are the best on {settings['tuning']} other prompts whose mean number of model calls "
         "there keeps to the budget; what the compared prompts then took stands in the table.",
-        "- Evaluations are counted at the model's last block, 1 = all conds once. Time ratio: a full run's time, "
+        "- Model calls are counted at the model's last block, 1 = all conds once. Time ratio: a full run's time, "
         "measured just before, over the median of the runs.",
         f"- Profile and calibrations: {settings['profile_runs']} other prompts (MagCache: 1, as published).",
         "- Fewer steps of another sampler: against that sampler's own full run and, in the line below, against "
@@ -60,8 +60,8 @@ def cells(found: Row, against: str, steps: int) -> tuple[str, ...]:
     return (
         name if against == found["sampler"] else f"{name}, against {against}",
         found["setting"],
-        f"{s['evaluations']:.4g}{spread}",
-        f"{steps / s['evaluations']:.2f}",
+        f"{s['calls']:.4g}{spread}",
+        f"{steps / s['calls']:.2f}",
         f"{s['time_ratio']:.2f}",
         f"{s['psnr']:.2f}",
         f"{s['psnr_worst']:.2f}",

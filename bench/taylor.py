@@ -1,4 +1,4 @@
-"""TaylorSeer and HiCache: extrapolation over step indices, a full evaluation every so many steps.
+"""TaylorSeer and HiCache: extrapolation over step indices, a full model call every so many steps.
 
 Formulas and the published schedule as the papers give them; at the block stack's residual, as published, and at output
 level, which is an ablation of ours. Notation: D distance in steps between the two newest computed, k steps beyond the
@@ -48,7 +48,7 @@ def _combined(known: int, order: int, *terms: tuple[float, tuple[float, ...]]) -
 
 
 def every_nth(count: int, interval: int, first: int) -> Schedule:
-    """TaylorSeer's schedule: the first ones computed, then one of every ``interval`` evaluations."""
+    """TaylorSeer's schedule: the first ones computed, then one of every ``interval`` model calls."""
     return tuple(i < first or (i - first + 1) % interval == 0 for i in range(count))
 
 

@@ -1,4 +1,4 @@
-"""The best setting of a method at or under a budget of evaluations, on prompts that nothing is compared on."""
+"""The best setting of a method at or under a budget of model calls, on prompts that nothing is compared on."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def tuned(method: Method, place: Place, references: References, memory: dict[str
 
 
 def best(trials: Iterable[Trial], budget: int) -> Setting | None:
-    """Highest median PSNR among those whose mean number of evaluations is within the budget."""
-    fitting = [trial for trial in trials if trial.evaluations <= budget]
+    """Highest median PSNR among those whose mean number of model calls is within the budget."""
+    fitting = [trial for trial in trials if trial.calls <= budget]
     return max(fitting, key=lambda trial: trial.psnr).setting if fitting else None
 
 
@@ -37,9 +37,9 @@ def attempt(setting: Setting, place: Place, references: References) -> Trial:
     """Render the tuning prompts with a setting."""
     rig = place.rig
     model = setting.patch(rig.model)
-    evaluations, values = [], []
+    calls, values = [], []
     for job in rig.tuning:
         sample = rig.sample(model, job, setting.steps, setting.sampler)
-        evaluations.append(sample.evaluations)
+        calls.append(sample.calls)
         values.append(psnr(rig.subject.frames(sample.latent), references.frames(job)))
-    return Trial(setting, statistics.mean(evaluations), statistics.median(values))
+    return Trial(setting, statistics.mean(calls), statistics.median(values))

@@ -30,7 +30,7 @@ def guidance_edges(model_options: dict[str, Any], schedule: np.ndarray) -> tuple
 
     Skip layer guidance and its like are told a range as percents and hold it as sigmas, in a closure or on an object,
     where nothing declares it. So every number there whose name has "sigma" in it counts as one. One that is none costs
-    a computed evaluation.
+    a computed model call.
     """
     named = (pair for function in _callables(model_options, _DEEPEST) for pair in _kept_by(function))
     return _inside({value for name, value in named if isinstance(value, float) and "sigma" in name}, schedule)

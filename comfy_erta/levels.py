@@ -2,7 +2,7 @@
 
 output: the derivative d = (x - denoised) / sigma after guidance, at PREDICT_NOISE. Needs nothing of the model's code.
 blocks: the residual of the transformer's block stack per cond, through ``patches_replace["dit"]``; embeddings and head
-still run with the current timestep on a reused evaluation.
+still run with the current timestep on a reused model call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Level(Protocol):
         """Put what the level needs into the guider's options of this run."""
 
     def evaluate(self, session: Session, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One evaluation: (x, timestep, ...) -> denoised. Sets session.reused_now."""
+        """One model call: (x, timestep, ...) -> denoised. Sets session.reused_now."""
 
 
 def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def _beside(sigma: Tensor, x: Tensor) -> Tensor:
 
 
 class OutputLevel:
-    """Reuse after guidance: one latent-sized tensor per evaluation, for any model and guider."""
+    """Reuse after guidance: one latent-sized tensor per model call, for any model and guider."""
 
     def prepare(self, session: Session, guider: Any) -> None:
         pass

@@ -8,28 +8,28 @@ from typing import Any
 
 from torch import Tensor
 
-from ..erta.plan import Wish
-from ..erta.planner import MIN_EVALUATIONS, make_plan
+from ..erta.perturbed_run import PerturbedRun
+from ..erta.plan import Settings
+from ..erta.planner import MIN_CALLS, make_plan
 from ..erta.profile import Measured, Profile, Table
-from ..erta.rehearsal import Rehearsal
 from .report import Report
-from .session import Setting, Start, attach
+from .session import Context, Start, attach
 from .tasks import OnReport, Recording
 
 Features = dict[str, dict[int, Tensor]]
 
 _NOTHING = "Nothing was sampled: give steps and a denoise above 0."
 _REMEDY = (
-    "Choose a sampler whose evaluations do not depend on what the model answers, such as euler, and 2 steps or more."
+    "Choose a sampler whose model calls do not depend on what the model answers, such as euler, and 2 steps or more."
 )
 
-# Errors everywhere in the run, and of the kind that planned runs make: every other evaluation, on a line. Those of held
+# Errors everywhere in the run, and of the kind that planned runs make: every other model call, on a line. Those of held
 # features are answered otherwise, and what was predicted from that was up to 10 times too high with some prompts.
-_REHEARSED = Wish(speed=2.0, mode="paper", predictor="linear")
+_REHEARSED = Settings(speed=2.0, mode="paper", predictor="linear")
 
 
 @dataclass(frozen=True)
-class Rehearsing:
+class Perturbing:
     """A cached run of what was recorded last, to measure how the model answers to errors.
 
     on_tables gets the run's tables with what was measured.
@@ -40,15 +40,15 @@ class Rehearsing:
     on_tables: Callable[[tuple[Table, ...]], None]
     on_report: OnReport
 
-    def begin(self, setting: Setting) -> Start:
+    def begin(self, setting: Context) -> Start:
         plan = make_plan(setting.schedule, setting.respond, None, _REHEARSED, setting.edges)
-        rehearsal = Rehearsal(plan, setting.respond(setting.schedule), self.features)
-        return Start(rehearsal, "output", plan.sigmas, plan=plan)
+        perturbed = PerturbedRun(plan, setting.respond(setting.schedule), self.features)
+        return Start(perturbed, "output", plan.sigmas, plan=plan)
 
-    def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
+    def finish(self, start: Start, report: Report, samples: Tensor, setting: Context) -> None:
         note = "answer to errors not measured: the run did not go as foreseen"
-        if report.complete and isinstance(start.observer, Rehearsal):
-            self.on_tables(start.observer.answered(self.tables))
+        if report.complete and isinstance(start.observer, PerturbedRun):
+            self.on_tables(start.observer.measured(self.tables))
             note = "answer to errors measured"
         self.on_report(replace(report, notes=(*report.notes, note)))
 
@@ -62,7 +62,7 @@ def measure_profile(
 ) -> Profile:
     """Record ``runs`` full runs; at output level the first is followed by a cached run of the same, half as long.
 
-    render(model, run) renders run 0, 1, ... with the model it is given; a rehearsal renders run 0 once more. Raises
+    render(model, run) renders run 0, 1, ... with the model it is given; a perturbed run renders run 0 once more. Raises
     ProfileIncomplete.
     """
     measured: list[Measured] = []
@@ -84,8 +84,8 @@ def measure_profile(
         if len(tables) <= run:
             why = f"{'; '.join(reports[-1].notes)}. {_REMEDY}" if reports else _NOTHING
             raise ProfileIncomplete(f"{run} of {runs} runs were measured. {why}")
-        if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_EVALUATIONS:
-            answered: list[tuple[Table, ...]] = []
-            render(attach(model, Rehearsing(features.pop(), tables[0], answered.append, report)), run)
-            tables[0] = answered[0] if answered else tables[0]
+        if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_CALLS:
+            measured: list[tuple[Table, ...]] = []
+            render(attach(model, Perturbing(features.pop(), tables[0], measured.append, report)), run)
+            tables[0] = measured[0] if measured else tables[0]
     return Profile(measured[0], tuple(table for found in tables for table in found))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from comfy.model_management import InterruptProcessingException
 
-from ..erta.response import Denoise, Response, UnknownResponse, probe
+from ..erta.response import Denoise, ImpulseResponse, UnknownResponse, probe
 
 
 class _ProbedModel:
@@ -28,12 +28,12 @@ class _ProbedModel:
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         # Some would even be linear in what they are answered here, with a zero for what nobody hands them.
         if any(name.startswith("sampler_") for name in kwargs.get("model_options", {})):
-            reads = "reads predictions from within guidance, which a reused evaluation does not have"
+            reads = "reads predictions from within guidance, which a reused model call does not have"
             raise UnknownResponse(f"{self._sampler} {reads}")
         return self._answer(x, sigma)
 
 
-def sampler_response(sampler: Any, schedule: np.ndarray, model_patcher: Any) -> Response:
+def sampler_response(sampler: Any, schedule: np.ndarray, model_patcher: Any) -> ImpulseResponse:
     """Response of a ComfyUI sampler object on a schedule (N + 1,). Raises UnknownResponse with the reason.
 
     Random states are restored, noise is silenced, no callback or progress bar is called, and the options that the
@@ -57,7 +57,7 @@ def _name(sampler: Any) -> str:
     return str(getattr(sampler.sampler_function, "__name__", "sampler"))
 
 
-def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.dtype) -> Response:
+def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.dtype) -> ImpulseResponse:
     function = sampler.sampler_function
     parameters = inspect.signature(function).parameters
 

@@ -10,13 +10,13 @@ from ..erta.planner import Point
 
 @dataclass(frozen=True)
 class Report:
-    """evaluations: calls of the sampler, computed + reused. seconds: the whole run; seconds_computed and
-    seconds_reused: the evaluations of each kind. cache_bytes: most that was held at once. complete: the run went as
+    """model calls: calls of the sampler, computed + reused. seconds: the whole run; seconds_computed and
+    seconds_reused: the model calls of each kind. cache_bytes: most that was held at once. complete: the run went as
     foreseen. notes: lines in an artist's words. predicted_error: (median, worst) relative error of the latent that the
     profile lets expect, () where nothing was measured. plan: its JSON. compute: "1" computed, "0" reused. curve: what
     other speeds come to, () without a profile."""
 
-    evaluations: int
+    calls: int
     computed: int
     reused: int
     seconds: float
@@ -33,7 +33,7 @@ class Report:
 
     @property
     def speed_up(self) -> float:
-        """The run's time had every evaluation cost what the computed ones did, over what it took; 1 if unknown."""
+        """The run's time had every model call cost what the computed ones did, over what it took; 1 if unknown."""
         if not self.computed or not self.reused or self.seconds <= 0.0:
             return 1.0
         saved = self.reused * self.seconds_computed / self.computed - self.seconds_reused
@@ -44,7 +44,7 @@ class Report:
         return {**asdict(self), "speed_up": round(self.speed_up, 3), "text": self.as_text()}
 
     def as_text(self) -> str:
-        lines = [f"{self.computed} of {self.evaluations} evaluations computed, {self.reused} reused"]
+        lines = [f"{self.computed} of {self.calls} model calls computed, {self.reused} reused"]
         if self.reused:
             each = f"{_milliseconds(self.seconds_computed, self.computed)} computed"
             each += f", {_milliseconds(self.seconds_reused, self.reused)} reused"

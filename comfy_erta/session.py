@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..erta.plan import Plan, plan_to_json
 from ..erta.profile import Measured, Profile
-from ..erta.response import Response, UnknownResponse
+from ..erta.response import ImpulseResponse, UnknownResponse
 from .edges import conditioning_edges, guidance_edges
 from .levels import Level, level_named
 from .probing import sampler_response
@@ -49,8 +49,8 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Setting:
-    """The coming run, as a task sees it before the first evaluation."""
+class Context:
+    """The coming run, as a task sees it before the first model call."""
 
     guider: Any
     sampler: Any
@@ -62,7 +62,7 @@ class Setting:
     def model(self) -> Any:
         return self.guider.model_patcher
 
-    def respond(self, schedule: np.ndarray) -> Response:
+    def respond(self, schedule: np.ndarray) -> ImpulseResponse:
         return sampler_response(self.sampler, schedule, self.model)
 
 
@@ -70,7 +70,7 @@ class Setting:
 class Start:
     """How a run is observed. observer None: everything is computed, only counted and timed.
 
-    sigmas: expected at each evaluation. plan: what the observer follows, if it follows one. measured: what a recording
+    sigmas: expected at each model call. plan: what the observer follows, if it follows one. measured: what a recording
     is made on. notes: lines for the report. profile: what the plan was made from. offload: at blocks level, what is
     kept lies in main memory.
     """
@@ -88,10 +88,10 @@ class Start:
 class Task(Protocol):
     """What is done with a run. Frozen; shared by every run of the model it is attached to."""
 
-    def begin(self, setting: Setting) -> Start:
+    def begin(self, setting: Context) -> Start:
         """Decide about the coming run. UnknownResponse means: compute everything and say why."""
 
-    def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
+    def finish(self, start: Start, report: Report, samples: Tensor, setting: Context) -> None:
         """A run that was neither cancelled nor failed is over."""
 
 
@@ -104,7 +104,7 @@ class Watcher(Protocol):
 
 
 class Stopwatch:
-    """Times evaluations. On a GPU by events that are only read after the run, so nothing waits while it goes on."""
+    """Times model calls. On a GPU by events that are only read after the run, so nothing waits while it goes on."""
 
     def __init__(self, device: torch.device) -> None:
         self._events = device.type == "cuda"
@@ -134,63 +134,63 @@ class Stopwatch:
 
 @dataclass
 class Session:
-    """The mutable state of one run: which evaluation it is at, and whether it still goes as expected."""
+    """The mutable state of one run: which model call it is at, and whether it still goes as expected."""
 
     start: Start
     stopwatch: Stopwatch
     watcher: Watcher | None
     level: Level
-    evaluation: int = -1
-    surprise: str = ""
+    call: int = -1
+    mismatch: str = ""
     reused_now: bool = False
-    # Of the evaluation going on, at blocks level: forwards, the reused ones, how often each cond and window came.
+    # Of the model call going on, at blocks level: forwards, the reused ones, how often each cond and window came.
     forwards: int = 0
     forwards_reused: int = 0
     seen: dict[tuple[Any, str], int] = field(default_factory=dict)
 
     @property
     def observing(self) -> bool:
-        return self.start.observer is not None and not self.surprise
+        return self.start.observer is not None and not self.mismatch
 
     @property
     def expects_reuse(self) -> bool:
         plan = self.start.plan
-        return plan is not None and self.evaluation < plan.evaluations and not plan.compute[self.evaluation]
+        return plan is not None and self.call < plan.calls and not plan.compute[self.call]
 
     def predict(self, key: str) -> Tensor | None:
-        if self.start.observer is None or self.surprise:
+        if self.start.observer is None or self.mismatch:
             return None
-        return self.start.observer.predict(self.evaluation, key)
+        return self.start.observer.predict(self.call, key)
 
     def observe(self, key: str, feature: Tensor) -> Tensor:
-        if self.start.observer is None or self.surprise:
+        if self.start.observer is None or self.mismatch:
             return feature
-        return self.start.observer.observe(self.evaluation, key, feature)
+        return self.start.observer.observe(self.call, key, feature)
 
     def check(self, timestep: Tensor) -> None:
-        """Before an evaluation is computed: is it the one that was foreseen? One scalar read; a forward follows."""
-        if self.start.observer is None or self.surprise:
+        """Before a model call is computed: is it the one that was foreseen? One scalar read; a forward follows."""
+        if self.start.observer is None or self.mismatch:
             return
         expected = self.start.sigmas
-        if self.evaluation >= len(expected):
-            self.surprise = f"the sampler evaluated more often than the {len(expected)} times it was probed to"
+        if self.call >= len(expected):
+            self.mismatch = f"the sampler evaluated more often than the {len(expected)} times it was probed to"
             return
         sigma = float(timestep.reshape(-1)[0])
-        if abs(sigma - expected[self.evaluation]) > 1e-4 * expected[self.evaluation] + 1e-7:
-            self.surprise = (
-                f"evaluation {self.evaluation} came at sigma {sigma:.5g} instead of {expected[self.evaluation]:.5g}: "
+        if abs(sigma - expected[self.call]) > 1e-4 * expected[self.call] + 1e-7:
+            self.mismatch = (
+                f"model call {self.call} came at sigma {sigma:.5g} instead of {expected[self.call]:.5g}: "
                 "all computed from there"
             )
 
     def predict_noise(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """PREDICT_NOISE wrapper: one call per evaluation of the sampler, whatever the level."""
-        self.evaluation += 1
+        """PREDICT_NOISE wrapper: one call per model call of the sampler, whatever the level."""
+        self.call += 1
         self.reused_now = False
         started = self.stopwatch.now()
         result: Tensor = self.level.evaluate(self, executor, *args, **kwargs)
         self.stopwatch.lap("reused" if self.reused_now else "computed", started)
         if self.watcher is not None:
-            self.watcher.evaluated(self.evaluation, not self.reused_now)
+            self.watcher.evaluated(self.call, not self.reused_now)
         return result
 
 
@@ -253,18 +253,18 @@ def _observe_run(
             start.observer.close()
 
 
-def _setting(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Setting:
+def _setting(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Context:
     schedule = sigmas.detach().to("cpu", torch.float64).numpy()
     sampling = guider.model_patcher.get_model_object("model_sampling")
     declared = conditioning_edges(guider.conds, sampling, schedule)
     edges = tuple(sorted({*declared, *guidance_edges(guider.model_options, schedule)}))
-    return Setting(guider, sampler, schedule, tuple(noise.shape), edges)
+    return Context(guider, sampler, schedule, tuple(noise.shape), edges)
 
 
-def _begin(task: Task, setting: Setting) -> Start:
+def _begin(task: Task, setting: Context) -> Start:
     others = other_caches(setting.guider.model_options)
     if others:
-        # Theirs would fill in evaluations that ours takes for computed, and keeps or records as such.
+        # Theirs would fill in model calls that ours takes for computed, and keeps or records as such.
         both = f"{', '.join(others)} is on this model too, and two caches spoil each other. Remove one of them"
         return Start(notes=(f"everything computed: {both}",))
     try:
@@ -285,9 +285,9 @@ def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
 
 def _report(session: Session, seconds: float) -> Report:
     start, watch = session.start, session.stopwatch
-    surprises: Sequence[str] = (session.surprise,) if session.surprise else ()
+    surprises: Sequence[str] = (session.mismatch,) if session.mismatch else ()
     return Report(
-        evaluations=session.evaluation + 1,
+        calls=session.call + 1,
         computed=watch.count("computed"),
         reused=watch.count("reused"),
         seconds=seconds,
@@ -295,7 +295,7 @@ def _report(session: Session, seconds: float) -> Report:
         seconds_reused=watch.seconds("reused"),
         cache_bytes=0 if start.observer is None else start.observer.cache_bytes,
         notes=(*start.notes, *surprises, *(() if start.observer is None else start.observer.notes)),
-        complete=not session.surprise,
+        complete=not session.mismatch,
         **_planned(start.plan),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..erta.plan import Plan, PlanError, Wish, plan_from_json
+from ..erta.plan import Plan, PlanError, Settings, plan_from_json
 from ..erta.planner import Point, error_curve, make_plan
 from ..erta.profile import Measured, Profile, ProfileError, Table
 from ..erta.recorder import IncompleteRecording, Recorder
@@ -21,7 +21,7 @@ from .identity import describe, differences
 from .levels import block_slots
 from .presets import preset_remarks
 from .report import Report
-from .session import Setting, Start
+from .session import Context, Start
 from .store import Store, StoreError
 
 RECORD, BUILT_IN = "record", "built-in plan"
@@ -48,14 +48,14 @@ class Recording:
     scheduler: str = ""
     on_features: Callable[[dict[str, dict[int, Tensor]]], None] = lambda features: None
 
-    def begin(self, setting: Setting) -> Start:
+    def begin(self, setting: Context) -> Start:
         response = setting.respond(setting.schedule)
         measured = measure_identity(setting, self.level, self.scheduler)
         recorder, sigmas = Recorder(response.sigmas), tuple(response.sigmas)
         # A run that records is full as it is: nothing more is to lie on the GPU meanwhile.
         return Start(recorder, self.level, sigmas, measured=measured, offload=True)
 
-    def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
+    def finish(self, start: Start, report: Report, samples: Tensor, setting: Context) -> None:
         note = "nothing recorded: the run did not go as foreseen"
         if report.complete and start.measured is not None and isinstance(start.observer, Recorder):
             try:
@@ -69,14 +69,14 @@ class Recording:
 
 @dataclass(frozen=True)
 class Caching:
-    """Follow the plan that a wish and a profile give.
+    """Follow the plan that settings and a profile give.
 
     profile: the connected one, or None to look in the store. carried: a plan's JSON from the workflow, used where no
     profile says otherwise. without_profile: what happens when neither is there; RECORD renders in full and keeps a
     profile under a free name. offload: at blocks level, keep the cache in main memory.
     """
 
-    wish: Wish
+    settings: Settings
     store: Store
     on_report: OnReport
     profile: Profile | None = None
@@ -85,42 +85,42 @@ class Caching:
     scheduler: str = ""
     offload: bool = False
 
-    def begin(self, setting: Setting) -> Start:
-        if self.wish.computes_all:
+    def begin(self, setting: Context) -> Start:
+        if self.settings.computes_all:
             return Start()
-        here = measure_identity(setting, self.wish.level, self.scheduler)
+        here = measure_identity(setting, self.settings.level, self.scheduler)
         profile, notes = self._find_profile(here)
         plan, told = self._carried_plan(setting, here, profile)
         notes = (*notes, *told)
-        if plan is None and profile is None and self.without_profile == RECORD and not self.wish.preset:
+        if plan is None and profile is None and self.without_profile == RECORD and not self.settings.preset:
             first = "no profile fits this model yet: rendered in full and recorded, the next render is fast"
             start = self._recording().begin(setting)
             return replace(start, notes=(*notes, first))
         if plan is None:
             if profile is None:
                 notes = (*notes, "built-in plan: nothing was measured, so no error is predicted")
-            plan = make_plan(setting.schedule, setting.respond, profile, self.wish, setting.edges)
+            plan = make_plan(setting.schedule, setting.respond, profile, self.settings, setting.edges)
             plan = replace(plan, model=model_digest(here))
-        notes = (*notes, *preset_remarks(self.wish.preset, self.wish.preset_steps, here))
-        offload = self.offload and self.wish.level == "blocks"
+        notes = (*notes, *preset_remarks(self.settings.preset, self.settings.preset_steps, here))
+        offload = self.offload and self.settings.level == "blocks"
         observer = None if all(plan.compute) else Replay(plan, offload)
         notes = (*notes, *plan.notes, *(("the cache is kept in main memory",) if observer and offload else ()))
-        return Start(observer, self.wish.level, plan.sigmas, plan, notes=notes, profile=profile, offload=offload)
+        return Start(observer, self.settings.level, plan.sigmas, plan, notes=notes, profile=profile, offload=offload)
 
-    def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
+    def finish(self, start: Start, report: Report, samples: Tensor, setting: Context) -> None:
         if start.measured is not None:
             self._recording().finish(start, report, samples, setting)
         else:
             self.on_report(replace(report, curve=self._curve(start, setting)))
 
-    def _curve(self, start: Start, setting: Setting) -> tuple[Point, ...]:
+    def _curve(self, start: Start, setting: Context) -> tuple[Point, ...]:
         """For the knob, which then tells what it comes to without another run."""
-        if start.profile is None or self.wish.preset or self.wish.threshold:
+        if start.profile is None or self.settings.preset or self.settings.threshold:
             return ()
-        return error_curve(setting.schedule, setting.respond, start.profile, self.wish, setting.edges)
+        return error_curve(setting.schedule, setting.respond, start.profile, self.settings, setting.edges)
 
     def _recording(self) -> Recording:
-        return Recording(self.wish.level, 0, self._save, self.on_report, self.scheduler)
+        return Recording(self.settings.level, 0, self._save, self.on_report, self.scheduler)
 
     def _save(self, measured: Measured, tables: tuple[Table, ...]) -> str:
         profile = Profile(measured, tables)
@@ -150,7 +150,7 @@ class Caching:
         return self.store.load(name), (f"profile {name}", *found)
 
     def _carried_plan(
-        self, setting: Setting, here: Measured, profile: Profile | None
+        self, setting: Context, here: Measured, profile: Profile | None
     ) -> tuple[Plan | None, tuple[str, ...]]:
         """The workflow's plan if it was made for just this run and no profile at hand says something newer."""
         if not self.carried.strip():
@@ -161,16 +161,16 @@ class Caching:
             return None, (f"the workflow's plan is not used: {error}",)
         if profile is not None and plan.profile != profile.digest():
             return None, ()
-        if plan.wish != self.wish or plan.model != model_digest(here):
+        if plan.settings != self.settings or plan.model != model_digest(here):
             return None, ()
         schedule = np.array(plan.schedule) if plan.schedule else setting.schedule
         sigmas = setting.respond(schedule).sigmas
         same_ends = np.allclose(schedule[[0, -1]], setting.schedule[[0, -1]], rtol=1e-5, atol=1e-7)
-        fits = same_ends and len(sigmas) == plan.evaluations and np.allclose(sigmas, plan.sigmas, rtol=1e-5, atol=1e-7)
+        fits = same_ends and len(sigmas) == plan.calls and np.allclose(sigmas, plan.sigmas, rtol=1e-5, atol=1e-7)
         return (plan, ("plan carried by the workflow",)) if fits else (None, ())
 
 
-def measure_identity(setting: Setting, level: str, scheduler: str) -> Measured:
+def measure_identity(setting: Context, level: str, scheduler: str) -> Measured:
     """What this run is measured on. Raises UnknownResponse where the level does not exist for this model."""
     if level == "blocks":
         block_slots(setting.model)
@@ -198,7 +198,7 @@ def model_digest(measured: Measured) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def latent_rms(setting: Setting, samples: Tensor) -> float:
+def latent_rms(setting: Context, samples: Tensor) -> float:
     """Root mean square of the final latent in the model's own units, in which the features are."""
     inner = setting.model.model.process_latent_in(samples.detach())
     return float(inner.to("cpu").double().square().mean().sqrt())

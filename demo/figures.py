@@ -89,7 +89,7 @@ def _enlarged(frame: torch.Tensor) -> Image.Image:
 
 @dataclass(frozen=True)
 class Strip:
-    """Which of a run's evaluations were computed. `steps`: how many there were in all."""
+    """Which of a run's model calls were computed. `steps`: how many there were in all."""
 
     key: str
     label: str
@@ -103,7 +103,7 @@ def plan_figure(
     measured: Mapping[float, Sequence[float]],
     target: Path,
 ) -> None:
-    """Above, which evaluations each method computes; below, the error that the profile predicts and what was measured.
+    """Above, which model calls each method computes; below, the error that the profile predicts and what was measured.
 
     curve: of ERTA Profile, with "speed", "median" and "worst". measured: speed -> relative errors, one per prompt.
     """
@@ -133,7 +133,7 @@ def _draw_strips(axes: Any, strips: Sequence[Strip]) -> None:
     axes.set_xticks(ticks)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_title("Which model evaluations are computed (grey: reused); noise on the left, picture on the right",
+    axes.set_title("Which model model calls are computed (grey: reused); noise on the left, picture on the right",
                    loc="left", fontsize=11)  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def _draw_errors(axes: Any, curve: Sequence[Mapping[str, Any]], measured: Mappin
         axes.scatter(
             [speed], [np.median(values)], s=110, marker="_", color=COLOURS["easycache"], linewidth=2.5, **label
         )
-    axes.set(xlabel="speed (evaluations of the full run / computed ones)", ylabel="error of the final latent, %")
+    axes.set(xlabel="speed (model calls of the full run / computed ones)", ylabel="error of the final latent, %")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)

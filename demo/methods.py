@@ -49,12 +49,12 @@ FEWER = Method("fewer", "Fewer steps", "fewer_steps")
 
 @dataclass(frozen=True)
 class Render:
-    """One clip. `seconds` is the sampler node's time alone; `compute` has a 1 per computed evaluation, "" if unknown.
+    """One clip. `seconds` is the sampler node's time alone; `compute` has a 1 per computed model call, "" if unknown.
 
     `latent` is in the model's own units, `frames` are (T, H, W, 3) from 0 to 1, `ui` is what the sampler node showed.
     """
 
-    evaluations: int
+    calls: int
     steps: int
     seconds: float
     compute: str
@@ -89,9 +89,9 @@ class Studio:
         latent = self._latent(outputs)
         steps = api[sampler]["inputs"]["steps"]
         ui = outputs.get(sampler, {})
-        evaluations, compute = _count(method, steps, ui, log)
+        calls, compute = _count(method, steps, ui, log)
         seconds = sampler_seconds(self.server.client.events, sampler)
-        return Render(evaluations, steps, seconds, compute, latent, codec.decode(latent)[0], ui)
+        return Render(calls, steps, seconds, compute, latent, codec.decode(latent)[0], ui)
 
     def settings(self, graph: str) -> dict[str, Any]:
         """The sampler's settings in a file."""
@@ -125,7 +125,7 @@ def sampler_seconds(events: list[Event], node: str) -> float:
 
 
 def _count(method: Method, steps: int, ui: Mapping[str, Any], log: str) -> tuple[int, str]:
-    """Computed evaluations, and which ones. EasyCache only says it in the log; the others have one per step (euler)."""
+    """Computed model calls, and which ones. EasyCache only says it in the log; the others have one per step (euler)."""
     if "erta" in ui and "computed" in ui["erta"][0]:
         report = ui["erta"][0]
         return report["computed"], report["compute"] or "1" * report["computed"]
@@ -136,7 +136,7 @@ def _count(method: Method, steps: int, ui: Mapping[str, Any], log: str) -> tuple
 
 
 def _easycache_pattern(log: str, steps: int) -> str:
-    """Which evaluations EasyCache computed, "" unless it was verbose.
+    """Which model calls EasyCache computed, "" unless it was verbose.
 
     It is silent before its start and after its end, where all is computed. By default it starts at 15 % and ends at
     95 %; a step is inside when its percent, (steps - i) / steps from the end for this scheduler, lies between them.

@@ -68,19 +68,19 @@ class Row:
 
     key: str
     label: str
-    evaluations: list[int]
+    calls: list[int]
     seconds: float
     speed_up: float
     scores: list[Score]
 
     @property
     def span(self) -> str:
-        """Of evaluations, from the fewest to the most."""
-        low, high = min(self.evaluations), max(self.evaluations)
+        """Of model calls, from the fewest to the most."""
+        low, high = min(self.calls), max(self.calls)
         return f"{low}–{high}" if low < high else f"{low}"
 
     def cells(self) -> list[str]:
-        counts = self.evaluations
+        counts = self.calls
         count = f"{statistics.median_low(counts)}" + (f" ({self.span})" if min(counts) < max(counts) else "")
         timed = [f"{self.seconds:.2f} s", f"{self.speed_up:.2f}×"]
         if self.key == "full":
@@ -107,7 +107,7 @@ def rows(results: Results) -> list[Row]:
             Row(
                 method.key,
                 label,
-                [render.evaluations for render in renders],
+                [render.calls for render in renders],
                 statistics.median(seconds),
                 statistics.median(gains),
                 results.scores(method.key),
@@ -138,11 +138,11 @@ def footnotes(results: Results, machine: dict[str, Any]) -> list[str]:
         "Quality is measured against the full run with the same seed; PSNR over the whole clip, SSIM with "
         "scikit-image's defaults, mean over the frames. Worst: of all prompts.",
         "Time: of the sampler node alone, from the server's execution events; median over the prompts. What the node "
-        "does beside the model's evaluations weighs more on this tiny model than on a large one.",
+        "does beside the model's model calls weighs more on this tiny model than on a large one.",
         f"ERTA planned: with a profile of {recorded['steps']} steps, recorded on another prompt. Built-in plan: no "
         "profile, rendered before there was one. Paper mode: transformer blocks and timestep adjustment, as published.",
         f"EasyCache: ComfyUI's own, threshold {results.threshold:g}, tuned on another prompt to the same number of "
-        "evaluations. In fp32 flow models it adds into the sampler's own latent and spoils the picture; here it is "
+        "model calls. In fp32 flow models it adds into the sampler's own latent and spoils the picture; here it is "
         "handed a copy (node Copy for EasyCache), which is how it is meant to work.",
     ]
 
@@ -176,7 +176,7 @@ def as_json(results: Results, machine: dict[str, Any]) -> dict[str, Any]:
         "methods": {
             key: [
                 {
-                    "evaluations": render.evaluations,
+                    "calls": render.calls,
                     "steps": render.steps,
                     "seconds": round(render.seconds, 4),
                     "compute": render.compute,

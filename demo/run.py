@@ -38,13 +38,13 @@ class Progress:
     """One line that says how far we are: rewritten in a terminal, now and then a new one elsewhere."""
 
     def __init__(self, total: float):
-        """`total`: the evaluations that are to come."""
+        """`total`: the model calls that are to come."""
         self.total, self.done = total, 0.0
         self._started = self._told = time.monotonic()
         self._terminal = sys.stdout.isatty()
 
-    def step(self, what: str, evaluations: float) -> None:
-        self.done += evaluations
+    def step(self, what: str, calls: float) -> None:
+        self.done += calls
         now = time.monotonic()
         left = (now - self._started) * max(self.total - self.done, 0) / self.done
         line = f"{min(self.done / self.total, 1):4.0%}  {what}, about {left:.0f} s left"
@@ -108,9 +108,9 @@ class Demo:
         self._render(PROFILE, changes, "recording a profile of blocks", blocks)
 
     def tune_easycache(self) -> None:
-        """Bisect its threshold until it computes as many evaluations as planned mode does, on a prompt of its own.
+        """Bisect its threshold until it computes as many model calls as planned mode does, on a prompt of its own.
 
-        Ties go to more evaluations, in EasyCache's favour.
+        Ties go to more model calls, in EasyCache's favour.
         """
         job = Job(describe(unseen_prompts(len(self.jobs) + 1)[-1]), 999)
         low, high = 0.0, 3.0  # what the node takes
@@ -118,11 +118,11 @@ class Demo:
         for _ in range(self.tuning):
             changes = {"EasyCache.reuse_threshold": threshold, "EasyCache.verbose": True, **self.given}
             render = self._render(EASYCACHE, job.changes(**changes), f"tuning EasyCache, {threshold:.3f}")
-            distance = abs(render.evaluations - self.results.target)
-            found.append((distance, -render.evaluations, threshold, render.compute))
+            distance = abs(render.calls - self.results.target)
+            found.append((distance, -render.calls, threshold, render.compute))
             if distance == 0:
                 break
-            low, high = (threshold, high) if render.evaluations > self.results.target else (low, threshold)
+            low, high = (threshold, high) if render.calls > self.results.target else (low, threshold)
             threshold = round((max(low, 0.001) * high) ** 0.5, 4)  # halfway in ratio: small ones matter most
         *_, self.results.threshold, self.results.easycache_pattern = min(found)
 
@@ -144,8 +144,8 @@ class Demo:
 
     def _render(self, method: Method, changes: dict[str, Any], what: str, runs: int = 1) -> Render:
         render = self.studio.render(method, changes)
-        evaluations = render.report.get("computed", render.evaluations) * runs
-        self.progress.step(what, evaluations)
+        calls = render.report.get("computed", render.calls) * runs
+        self.progress.step(what, calls)
         return render
 
 
@@ -156,7 +156,7 @@ def at_speed(speed: float) -> Method:
 def draw(results: Results, folder: Path) -> list[Path]:
     """The pictures: the first four prompts side by side, and the plan."""
     found = {row.key: row for row in rows(results)}
-    headings = [f"{found[key].label}\n{found[key].span} evaluations" for key in SHOWN]
+    headings = [f"{found[key].label}\n{found[key].span} model calls" for key in SHOWN]
     shown = [(job.text, [_cell(results, key, number) for key in SHOWN]) for number, job in enumerate(results.jobs[:4])]
     speeds = {2.0: "planned"} | {speed: f"planned-{speed:g}" for speed in SWEEP}
     errors = {speed: [s.error for s in results.scores(key)] for speed, key in speeds.items() if key in results.renders}

@@ -18,7 +18,7 @@ def interpolation(measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     on which the predicted errors rest, then hold to a few percent; lower orders lose them. Up to one spacing beyond
     the measured range the end's cubic goes on, as the last sigma moves with the number of steps; further out the
     feature is held. Where measured sigmas lie so unevenly that a cubic would blow up rounding, a line takes its place.
-    Of evaluations that share a sigma (heun) the last counts.
+    Of model calls that share a sigma (heun) the last counts.
     """
     last = last_at_each_sigma(measured)
     nodes = measured[last]
@@ -40,7 +40,7 @@ def interpolation(measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def last_at_each_sigma(sigmas: np.ndarray) -> np.ndarray:
-    """Index of the last evaluation at each different sigma, sigmas rising."""
+    """Index of the last model call at each different sigma, sigmas rising."""
     order = np.argsort(sigmas, kind="stable")
     rising = sigmas[order]
     group = np.r_[0, np.cumsum(np.diff(rising) > SIGMA_TOLERANCE * np.maximum(rising[1:], 1e-3))]

@@ -1,4 +1,4 @@
-"""Plan: for every evaluation of one coming run, whether to compute or what to reuse, made before the first one.
+"""Plan: for every model call of one coming run, whether to compute or what to reuse, made before the first one.
 
 A plan is complete by itself: its JSON travels in a workflow and renders the same where the profile was never seen.
 """
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from .loop import MAX_CORRECTION
-from .response import MAX_EVALUATIONS
+from .response import MAX_CALLS
 from .schedules import Schedule, histories
+from .simulation import MAX_CORRECTION
 
 FORMAT = "ertacache.plan"
 VERSION = 1
 
-# A plan of 1000 evaluations with two terms each stays well below this.
+# A plan of 1000 model calls with two terms each stays well below this.
 MAX_CHARACTERS = 200_000
 
 MODES = ("planned", "paper")
@@ -29,16 +29,16 @@ PREDICTORS = ("auto", "hold", "affine", "linear")
 
 
 @dataclass(frozen=True)
-class Wish:
+class Settings:
     """What the artist asks for. Raising ``speed`` reuses more; everything else has a default that suits most runs.
 
     mode: planned, or paper (ERTACache as published). level: output or blocks. predictor: auto is the line in sigma with
-    a fitted slope when planned, affine in paper mode. corrector: make up for a gap's error at the evaluation that ends
-    it (output level, planned). check: compute more where a run leaves what the profile lets expect (output level,
-    planned). timesteps: the paper's sigma adjustment. threshold: the paper's lambda; 0 finds it from speed.
-    protect_start and protect_end: evaluations computed at either end. max_gap: most evaluations from one computed to
-    the next, 0 for twice the mean. preset, preset_steps: a published list of computed steps and the step count it is
-    for, () for none.
+    a fitted slope when planned, affine in paper mode. corrector: make up for a skipped interval's error at the model
+    call that ends it (output level, planned). check: compute more where a run leaves what the profile lets expect
+    (output level, planned). timesteps: the paper's sigma adjustment. threshold: the paper's lambda; 0 finds it from
+    speed. protect_start and protect_end: model calls computed at either end. max_gap: most model calls from one
+    computed to the next, 0 for twice the mean. preset, preset_steps: a published list of computed steps and the step
+    count it is for, () for none.
     """
 
     speed: float = 2.0
@@ -51,7 +51,7 @@ class Wish:
     threshold: float = 0.0
     protect_start: int = 1
     protect_end: int = 0
-    max_gap: int = 0
+    longest_gap: int = 0
     preset: tuple[int, ...] = ()
     preset_steps: int = 0
 
@@ -61,18 +61,19 @@ class Wish:
         _require(self.level in ("output", "blocks"), "level", self.level, "output or blocks")
         _require(self.predictor in PREDICTORS, "predictor", self.predictor, f"one of {', '.join(PREDICTORS)}")
         _require(0.0 <= self.threshold <= 1e3, "threshold", self.threshold, "a number from 0 to 1000")
-        for name in ("protect_start", "protect_end", "max_gap", "preset_steps"):
+        for name in ("protect_start", "protect_end", "longest_gap", "preset_steps"):
             value = getattr(self, name)
             _require(type(value) is int and 0 <= value <= 1000, name, value, "a whole number from 0 to 1000")
         fits = all(0 <= step < self.preset_steps for step in self.preset) and len(self.preset) <= 1000
         _require(fits, "preset", self.preset, "steps below preset_steps")
 
     def choice(self, measured: bool, stochastic: bool) -> tuple[str, bool]:
-        """(predictor, whether gaps are corrected). "fitted" is the line with a share of its slope fitted to each gap.
+        """(predictor, whether skipped intervals are corrected). "fitted" is the line with a share of its slope fitted
+        to each skipped interval.
 
         Fresh noise bends the trajectory at random, and how much of a line is left there only a profile tells.
         """
-        # At blocks level what would have been predicted at a computed evaluation is not known to the sampler.
+        # At blocks level what would have been predicted at a computed model call is not known to the sampler.
         corrector = self.corrector and self.planned and self.level == "output"
         if self.predictor != "auto":
             return self.predictor, corrector
@@ -101,26 +102,26 @@ def _require(holds: bool, name: str, value: object, remedy: str) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run of M evaluations, decided. All numbers are rounded to 9 digits when made, so JSON carries them exactly.
+    """One run of M model calls, decided. All numbers are rounded to 9 digits when made, so JSON carries them exactly.
 
-    sigmas: (M,) where each evaluation is expected. compute: (M,), True = computed. coefficients: (M,) of tuples;
-    weights of the newest computed features, newest first; at a computed evaluation those of the prediction that it is
+    sigmas: (M,) where each model call is expected. compute: (M,), True = computed. coefficients: (M,) of tuples;
+    weights of the newest computed features, newest first; at a computed model call those of the prediction that it is
     compared with, () where there is none. offsets: (M,) added constants. corrections: (M,) u, 0 for none. misses: (M,)
-    how far a computed feature is from its prediction, over its length, at most to be expected; 0: not checked.
-    restarts: evaluations from which on older features are not used. schedule: the adjusted sigmas to sample on, with
-    the trailing one, () for the nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's
+    how far a computed feature is from its prediction, over its length, at most to be expected; 0: not checked. history
+    resets: model calls from which on older features are not used. schedule: the adjusted sigmas to sample on, with the
+    trailing one, () for the nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's
     relative error, () where nothing was measured. profile and model: digests of what it was made for, or "". notes:
     what to tell.
     """
 
-    wish: Wish
+    settings: Settings
     sigmas: tuple[float, ...]
     compute: Schedule
     coefficients: tuple[tuple[float, ...], ...]
     offsets: tuple[float, ...]
     corrections: tuple[float, ...]
-    misses: tuple[float, ...]
-    restarts: tuple[int, ...] = (0,)
+    residual_limits: tuple[float, ...]
+    resets: tuple[int, ...] = (0,)
     schedule: tuple[float, ...] = ()
     predicted_error: tuple[float, ...] = ()
     profile: str = ""
@@ -128,7 +129,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
-    def evaluations(self) -> int:
+    def calls(self) -> int:
         return len(self.compute)
 
     @property
@@ -136,18 +137,18 @@ class Plan:
         return sum(self.compute)
 
 
-def full_plan(sigmas: np.ndarray, wish: Wish, note: str = "") -> Plan:
+def full_plan(sigmas: np.ndarray, settings: Settings, note: str = "") -> Plan:
     """Everything computed, with the reason why."""
     count = len(sigmas)
     nothing = (0.0,) * count
     return Plan(
-        wish=wish,
+        settings=settings,
         sigmas=rounded(sigmas),
         compute=(True,) * count,
         coefficients=((),) * count,
         offsets=nothing,
         corrections=nothing,
-        misses=nothing,
+        residual_limits=nothing,
         notes=(note,) if note else (),
     )
 
@@ -157,7 +158,7 @@ class PlanError(ValueError):
 
 
 def plan_to_json(plan: Plan) -> str:
-    """Compact JSON, 2 to 4 KB for 50 evaluations. ``plan_from_json`` gives an equal plan back (without its notes)."""
+    """Compact JSON, 2 to 4 KB for 50 model calls. ``plan_from_json`` gives an equal plan back (without its notes)."""
     content = {"format": FORMAT, "version": VERSION, **asdict(plan)}
     del content["notes"]
     content["compute"] = "".join("1" if computed else "0" for computed in plan.compute)
@@ -175,24 +176,24 @@ def plan_from_json(text: str) -> Plan:
     compute = content["compute"]
     _field(isinstance(compute, str) and set(compute) <= {"0", "1"}, "compute", "must be a text of 0 and 1")
     count = len(compute)
-    _field(1 <= count <= MAX_EVALUATIONS and compute[0] == "1", "compute", "must begin with 1, 1 to 1000 long")
+    _field(1 <= count <= MAX_CALLS and compute[0] == "1", "compute", "must begin with 1, 1 to 1000 long")
     for name in ("profile", "model"):
         digest = isinstance(content[name], str) and re.fullmatch(r"(?:[0-9a-f]{64})?", content[name]) is not None
         _field(digest, name, "must be a digest or empty")
-    schedule = _numbers(content, "schedule", (0, *range(2, MAX_EVALUATIONS + 2)), 0.0, 1e6)
+    schedule = _numbers(content, "schedule", (0, *range(2, MAX_CALLS + 2)), 0.0, 1e6)
     _field(all(a > b for a, b in itertools.pairwise(schedule)), "schedule", "must fall")
-    restarts = _numbers(content, "restarts", range(1, count + 1), 0, count - 1)
-    whole = all(isinstance(r, int) for r in restarts) and restarts[0] == 0 and sorted(set(restarts)) == list(restarts)
-    _field(whole, "restarts", "must be rising whole numbers from 0")
+    resets = _numbers(content, "resets", range(1, count + 1), 0, count - 1)
+    whole = all(isinstance(r, int) for r in resets) and resets[0] == 0 and sorted(set(resets)) == list(resets)
+    _field(whole, "resets", "must be rising whole numbers from 0")
     plan = Plan(
-        wish=_wish(content["wish"]),
+        settings=_settings(content["settings"]),
         sigmas=_numbers(content, "sigmas", (count,), 1e-9, 1e6),
         compute=tuple(c == "1" for c in compute),
         coefficients=_coefficients(content["coefficients"], count),
         offsets=_numbers(content, "offsets", (count,), -1e10, 1e10),
         corrections=_numbers(content, "corrections", (count,), -1e3, 1e3),
-        misses=_numbers(content, "misses", (count,), 0.0, 1e6),
-        restarts=tuple(int(r) for r in restarts),
+        residual_limits=_numbers(content, "residual_limits", (count,), 0.0, 1e6),
+        resets=tuple(int(r) for r in resets),
         schedule=schedule,
         predicted_error=_numbers(content, "predicted_error", (0, 2), 0.0, 1e6),
         profile=content["profile"],
@@ -219,19 +220,19 @@ def _object(text: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _wish(value: Any) -> Wish:
-    _field(isinstance(value, dict), "wish", "must be an object")
-    kinds = {f.name: type(f.default) for f in fields(Wish)}
-    _field(set(value) == set(kinds), "wish", "has other fields than this version knows")
+def _settings(value: Any) -> Settings:
+    _field(isinstance(value, dict), "settings", "must be an object")
+    kinds = {f.name: type(f.default) for f in fields(Settings)}
+    _field(set(value) == set(kinds), "settings", "has other fields than this version knows")
     taken: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
     for name, kind in kinds.items():
         number = kind is float and isinstance(taken[name], int) and not isinstance(taken[name], bool)
-        _field(type(taken[name]) is kind or number, f"wish.{name}", f"must be {kind.__name__}")
-    _field(all(type(step) is int for step in taken["preset"]), "wish.preset", "must be whole numbers")
+        _field(type(taken[name]) is kind or number, f"settings.{name}", f"must be {kind.__name__}")
+    _field(all(type(step) is int for step in taken["preset"]), "settings.preset", "must be whole numbers")
     try:
-        return Wish(**taken)
+        return Settings(**taken)
     except ValueError as error:
-        raise PlanError(f"wish: {error}") from None
+        raise PlanError(f"settings: {error}") from None
 
 
 def _numbers(content: dict[str, Any], name: str, lengths: Sequence[int], low: float, high: float) -> tuple[float, ...]:
@@ -249,21 +250,21 @@ def _coefficients(values: Any, count: int) -> tuple[tuple[float, ...], ...]:
 
 
 def _check_history(plan: Plan) -> None:
-    """Every prediction needs as many computed evaluations before it as it has coefficients.
+    """Every prediction needs as many computed model calls before it as it has coefficients.
 
     And it is one that this pack makes: a line, or one scaled feature with an offset. Others would amplify at will.
     """
-    for i, history in enumerate(histories(plan.compute, plan.restarts)):
+    for i, history in enumerate(histories(plan.compute, plan.resets)):
         terms, weights = len(plan.coefficients[i]), sum(plan.coefficients[i])
-        needed = not plan.compute[i] or plan.corrections[i] != 0.0 or plan.misses[i] > 0.0
-        _field(terms <= len(history) and (terms > 0 or not needed), "coefficients", f"do not fit evaluation {i}")
-        scaled = terms == 1 and plan.wish.choice(True, False)[0] == "affine"
+        needed = not plan.compute[i] or plan.corrections[i] != 0.0 or plan.residual_limits[i] > 0.0
+        _field(terms <= len(history) and (terms > 0 or not needed), "coefficients", f"do not fit model call {i}")
+        scaled = terms == 1 and plan.settings.choice(True, False)[0] == "affine"
         _field(
-            not needed or scaled or abs(weights - 1.0) < 1e-6, "coefficients", f"of evaluation {i} do not add up to 1"
+            not needed or scaled or abs(weights - 1.0) < 1e-6, "coefficients", f"of model call {i} do not add up to 1"
         )
-        _field(not plan.offsets[i] or scaled, "offsets", f"must be 0 at evaluation {i}, which is on a line")
+        _field(not plan.offsets[i] or scaled, "offsets", f"must be 0 at model call {i}, which is on a line")
         most = MAX_CORRECTION * (i - history[0] - 1) * (1.0 + 1e-6) if history else 0.0
-        _field(abs(plan.corrections[i]) <= most, "corrections", f"holds {plan.corrections[i]:g} for evaluation {i}")
+        _field(abs(plan.corrections[i]) <= most, "corrections", f"holds {plan.corrections[i]:g} for model call {i}")
 
 
 def _field(holds: bool, name: str, problem: str) -> None:

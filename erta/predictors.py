@@ -1,7 +1,7 @@
 """What to put in the place of a feature that is not computed.
 
-Notation: a *gap* lies between two computed evaluations s < t; the evaluations between them are reused. ``history`` is
-the tuple of computed evaluations up to s, newest first.
+Notation: a *skipped interval* lies between two computed model calls s < t; the model calls between them are reused.
+``history`` is the tuple of computed model calls up to s, newest first.
 """
 
 from __future__ import annotations

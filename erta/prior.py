@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .loop import Feedback
+from .simulation import ErrorResponse
 
 # Features are alike over so much of the log signal-to-noise ratio. On a small trained video model 1.5 to 3 do equally
 # well: shorter is better with few steps, longer in the worst case of many.
@@ -15,10 +15,10 @@ LENGTH = 2.0
 
 # Answers to errors are alike over less of it. Only the error that is told rests on it: on that model 0.7 and 1.4 tell
 # 0.75 and 1.2 times as much.
-ANSWER_LENGTH = 1.0
+ERROR_LENGTH = 1.0
 
 # Close to pure noise an answer to an error is not taken to be larger than this many times the error over sigma.
-MAX_ANSWER = 16.0
+MAX_ERROR_RESPONSE = 16.0
 
 _LEAST = 1e-3
 
@@ -29,11 +29,11 @@ def generic_gram(sigmas: np.ndarray) -> np.ndarray:
     sigmas: (M,). A Matern kernel of order 5/2: twice differentiable, as the solution of a sampling ODE is, and no more.
     """
     gram = np.eye(len(sigmas) + 1)
-    gram[:-1, :-1] = likeness(sigmas, LENGTH)
+    gram[:-1, :-1] = correlation(sigmas, LENGTH)
     return gram[None]
 
 
-def likeness(sigmas: np.ndarray, length: float) -> np.ndarray:
+def correlation(sigmas: np.ndarray, length: float) -> np.ndarray:
     """(M, M) how alike what a model does is at two sigmas: smooth in the log signal-to-noise ratio, over ``length``."""
     flow = flow_sigmas(sigmas)
     # At pure noise the ratio is 0 and its logarithm nowhere; networks do not tell what lies below a thousandth.
@@ -43,16 +43,16 @@ def likeness(sigmas: np.ndarray, length: float) -> np.ndarray:
     return alike
 
 
-def cautious_feedback(sigmas: np.ndarray) -> Feedback:
+def conservative_error_response(sigmas: np.ndarray) -> ErrorResponse:
     """An answer to errors on the large side, that says nothing about its direction: size 1 / (sigma (1 - sigma)).
 
     What a denoiser that trusts x for the share 1 - sigma of it would do; twice to four times what was measured.
     """
     flow = flow_sigmas(sigmas)
-    answer = np.minimum(1.0 / np.maximum(1.0 - flow, _LEAST), MAX_ANSWER)
+    answer = np.minimum(1.0 / np.maximum(1.0 - flow, _LEAST), MAX_ERROR_RESPONSE)
     if sigmas.max(initial=0.0) > 1.0 + 1e-6:
         answer = np.ones_like(answer)
-    return Feedback(np.zeros(len(sigmas)), answer / sigmas, np.eye(len(sigmas)))
+    return ErrorResponse(np.zeros(len(sigmas)), answer / sigmas, np.eye(len(sigmas)))
 
 
 def flow_sigmas(sigmas: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 The file is a safetensors file, at most MAX_BYTES. Its metadata MUST hold ``format`` (FORMAT), ``version`` (VERSION) and
 ``measured`` (the fields of `Measured` as one JSON object); other metadata is ignored. It MUST hold exactly these
-tensors, for T tables of M evaluations, little-endian:
+tensors, for T tables of M model calls, little-endian:
 
     gram (T, M (M + 1) / 2) F64   upper half with the diagonal, row by row
     l1   (T, M (M - 1) / 2) F32   upper half without the diagonal, row by row
@@ -10,7 +10,7 @@ tensors, for T tables of M evaluations, little-endian:
     run, stream, elements (T,) I64        latent_rms (T,) F64
 
 The Gram matrix is float64 because predicted errors are its small differences: a feature that is 1e-5 off leaves 1e-10
-of its square, which float32 cannot tell from nothing. That makes 17.1 KB per recorded run of 50 evaluations.
+of its square, which float32 cannot tell from nothing. That makes 17.1 KB per recorded run of 50 model calls.
 Sigmas MUST be MIN_SIGMA or more, a feature's root mean square at most MAX_FEATURE and not below its mean of absolute
 values, gain and spread times sigma at most MAX_ANSWER.
 Files come from strangers: reading one either gives a Profile that can be planned with or raises ProfileError.
@@ -45,7 +45,7 @@ VERSION = 1
 
 MAX_BYTES = 8 * 2**20
 MAX_HEADER = 2**16
-MAX_EVALUATIONS = 1000
+MAX_CALLS = 1000
 MAX_TABLES = 512
 MAX_SIGMA = 1e6
 # Numbers up to here can be squared and summed in float64 and kept in float32.
@@ -55,7 +55,7 @@ MAX_COUNT = 10**15
 # What a file may hold is far beyond what models do, and near enough to it that all planned from it is finite.
 MIN_SIGMA = 1e-9
 MAX_FEATURE = 1e6
-MAX_ANSWER = 1e6
+MAX_ERROR_RESPONSE = 1e6
 
 # Of the trace: how far a Gram matrix may be from symmetric and positive semidefinite.
 GRAM_TOLERANCE = 1e-9
@@ -69,7 +69,7 @@ _DTYPES = {
     "norm1": "F64",
     "mean": "F64",
     "gain": "F64",
-    "spread": "F64",
+    "deviation": "F64",
     "latent_rms": "F64",
     "run": "I64",
     "stream": "I64",
@@ -131,7 +131,7 @@ class Measured:
         if self.level not in ("output", "blocks"):
             raise _refusal("level", self.level, "'output' or 'blocks'")
         _check_count("parameters", self.parameters, 0, MAX_COUNT)
-        _check_count("steps", self.steps, 1, 10 * MAX_EVALUATIONS)
+        _check_count("steps", self.steps, 1, 10 * MAX_CALLS)
         for name in ("shift", "guidance"):
             _check_number_or_none(name, getattr(self, name))
         if not isinstance(self.latent_shape, tuple) or not 1 <= len(self.latent_shape) <= 8:
@@ -186,10 +186,10 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One recorded run of one stream: M evaluations, in the order in which they came.
+    """One recorded run of one stream: M model calls, in the order in which they came.
 
     run, stream: ordinals from 0. elements: how many numbers n a feature has. latent_rms: RMS of the run's final latent
-    in model units, for relative errors. sigmas: (M,) sigma at each evaluation, not always falling (heun). gram: (M, M)
+    in model units, for relative errors. sigmas: (M,) sigma at each model call, not always falling (heun). gram: (M, M)
     <F_i, F_j>. l1: (M, M) mean |F_i - F_j|. norm1: (M,) mean |F_i|. mean: (M,) mean F_i. gain, spread: (M,) how the
     model answered to being evaluated at a latent that is off (loop.Feedback); all 0 where that was not measured, which
     is also what leaving them out means.
@@ -207,7 +207,7 @@ class Table:
     norm1: np.ndarray
     mean: np.ndarray
     gain: np.ndarray = field(default_factory=lambda: np.empty(0))
-    spread: np.ndarray = field(default_factory=lambda: np.empty(0))
+    deviation: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         _check_count("run", self.run, 0, 2**31)
@@ -217,8 +217,8 @@ class Table:
             raise _refusal("latent_rms", self.latent_rms, f"a number from 0 to {MAX_VALUE:g}")
         sigmas = _floats("sigmas", self.sigmas)
         count = sigmas.size
-        if sigmas.ndim != 1 or not 2 <= count <= MAX_EVALUATIONS:
-            raise _refusal("sigmas", sigmas.shape, f"one list of 2 to {MAX_EVALUATIONS} sigmas")
+        if sigmas.ndim != 1 or not 2 <= count <= MAX_CALLS:
+            raise _refusal("sigmas", sigmas.shape, f"one list of 2 to {MAX_CALLS} sigmas")
         _check_all("sigmas", sigmas, (sigmas >= 0) & (sigmas <= MAX_SIGMA), f"from 0 to {MAX_SIGMA:g}")
         gram = _shaped("gram", self.gram, (count, count))
         l1 = _shaped("l1", self.l1, (count, count))
@@ -226,9 +226,9 @@ class Table:
         mean = _shaped("mean", self.mean, (count,))
         _check_distances(l1, norm1, mean)
         nothing = np.zeros(count)
-        given = {"gain": self.gain, "spread": self.spread}
+        given = {"gain": self.gain, "deviation": self.deviation}
         answers = {name: _shaped(name, a, (count,)) if np.size(a) else nothing for name, a in given.items()}
-        _check_all("spread", answers["spread"], answers["spread"] >= 0, "0 or more")
+        _check_all("deviation", answers["deviation"], answers["deviation"] >= 0, "0 or more")
         kept = {"sigmas": sigmas, "gram": _checked_gram(gram), "l1": _mirrored(l1), "norm1": norm1, "mean": mean}
         kept |= answers
         for name, array in kept.items():
@@ -236,9 +236,9 @@ class Table:
             object.__setattr__(self, name, array)
 
     @property
-    def answered(self) -> bool:
+    def has_error_response(self) -> bool:
         """Whether the model's answer to errors was measured in this run."""
-        return bool(self.gain.any() or self.spread.any())
+        return bool(self.gain.any() or self.deviation.any())
 
     def extended_gram(self) -> np.ndarray:
         """(M + 1, M + 1): the Gram matrix with the constant feature 1 as the last one."""
@@ -305,9 +305,11 @@ def _check_recorded(table: Table) -> None:
     apart += GRAM_TOLERANCE * squares[:, None] + 1e-300
     apart += GRAM_TOLERANCE * squares
     _check_all("l1", table.l1, table.l1 <= np.sqrt(apart, out=apart), "no larger than the root mean square")
-    for name in ("gain", "spread"):
+    for name in ("gain", "deviation"):
         answer = getattr(table, name)
-        _check_all(name, answer, np.abs(answer) * sigmas <= MAX_ANSWER, f"at most {MAX_ANSWER:g} over sigma")
+        _check_all(
+            name, answer, np.abs(answer) * sigmas <= MAX_ERROR_RESPONSE, f"at most {MAX_ERROR_RESPONSE:g} over sigma"
+        )
 
 
 def _is_semidefinite(gram: np.ndarray) -> bool:
@@ -357,7 +359,7 @@ class Profile:
 
     @property
     def sigmas(self) -> np.ndarray:
-        """(M,) sigma at each evaluation."""
+        """(M,) sigma at each model call."""
         return self.tables[0].sigmas
 
     @property
@@ -366,8 +368,8 @@ class Profile:
         return len({table.run for table in self.tables})
 
     @property
-    def evaluations(self) -> int:
-        """M, model evaluations per run."""
+    def calls(self) -> int:
+        """M, model model calls per run."""
         return self.sigmas.size
 
     def digest(self) -> str:
@@ -384,8 +386,8 @@ class Profile:
         wanted = _floats("sigmas", sigmas)
         if _same_sigmas(wanted, self.sigmas):
             return self
-        if wanted.ndim != 1 or not 2 <= wanted.size <= MAX_EVALUATIONS:
-            raise _refusal("sigmas", wanted.shape, f"one list of 2 to {MAX_EVALUATIONS} sigmas")
+        if wanted.ndim != 1 or not 2 <= wanted.size <= MAX_CALLS:
+            raise _refusal("sigmas", wanted.shape, f"one list of 2 to {MAX_CALLS} sigmas")
         return Profile(self.measured, tuple(_resampled(table, wanted) for table in self.tables))
 
     def to_bytes(self) -> bytes:
@@ -436,9 +438,9 @@ def _resampled(table: Table, sigmas: np.ndarray) -> Table:
     gram = _resampled_gram(table.gram, weights)
     mean = weights @ table.mean
     # 1 / sqrt(n) for features of equal magnitudes, less for features with outliers: it changes slowly with sigma.
-    spread = ratio_of(table.l1[np.ix_(last, last)], gram_distances(table.gram[np.ix_(last, last)]))
+    deviation = ratio_of(table.l1[np.ix_(last, last)], gram_distances(table.gram[np.ix_(last, last)]))
     size = ratio_of(table.norm1[last], np.sqrt(np.diag(table.gram)[last]))
-    l1 = gram_distances(gram) * (linear @ with_diagonal(spread) @ linear.T)
+    l1 = gram_distances(gram) * (linear @ with_diagonal(deviation) @ linear.T)
     norm1 = np.sqrt(np.maximum(np.diag(gram), 0)) * (linear @ size)
     return Table(
         run=table.run,
@@ -451,7 +453,7 @@ def _resampled(table: Table, sigmas: np.ndarray) -> Table:
         norm1=np.maximum(norm1, np.abs(mean)),
         mean=mean,
         gain=_resampled_answer(table.gain, table, linear, sigmas),
-        spread=_resampled_answer(table.spread, table, linear, sigmas),
+        deviation=_resampled_answer(table.deviation, table, linear, sigmas),
     )
 
 
@@ -491,7 +493,7 @@ def _unpack(packed: dict[str, np.ndarray]) -> tuple[Table, ...]:
     tables = []
     for t in range(runs):
         gram, l1 = _squared(packed["gram"][t], count, 0), _squared(packed["l1"][t], count, 1)
-        values: dict[str, Any] = {name: packed[name][t] for name in ("sigmas", "norm1", "mean", "gain", "spread")}
+        values: dict[str, Any] = {name: packed[name][t] for name in ("sigmas", "norm1", "mean", "gain", "deviation")}
         values |= {name: packed[name][t].item() for name in ("run", "stream", "elements", "latent_rms")}
         tables.append(Table(gram=gram, l1=l1, **values))
     return tuple(tables)
@@ -573,17 +575,17 @@ def _check_layout(header: dict[str, Any]) -> None:
             raise _refusal(name, entry, f"a tensor of type {dtype}")
     shape = declared["sigmas"].get("shape")
     if not _is_shape(shape):
-        raise _refusal("sigmas", shape, f"of shape (1 to {MAX_TABLES} runs, 2 to {MAX_EVALUATIONS} evaluations)")
+        raise _refusal("sigmas", shape, f"of shape (1 to {MAX_TABLES} runs, 2 to {MAX_CALLS} model calls)")
     runs, count = shape
     wanted = {"gram": [runs, count * (count + 1) // 2], "l1": [runs, count * (count - 1) // 2]}
-    wanted |= dict.fromkeys(("norm1", "mean", "gain", "spread"), shape)
+    wanted |= dict.fromkeys(("norm1", "mean", "gain", "deviation"), shape)
     for name, entry in declared.items():
         if entry.get("shape") != wanted.get(name, [runs] if name != "sigmas" else shape):
-            raise _refusal(name, entry.get("shape"), f"of the shape that {runs} runs of {count} evaluations have")
+            raise _refusal(name, entry.get("shape"), f"of the shape that {runs} runs of {count} model calls have")
 
 
 def _is_shape(shape: object) -> bool:
     if not isinstance(shape, list) or len(shape) != 2 or any(type(size) is not int for size in shape):
         return False
     runs, count = shape
-    return bool(1 <= runs <= MAX_TABLES and 2 <= count <= MAX_EVALUATIONS)
+    return bool(1 <= runs <= MAX_TABLES and 2 <= count <= MAX_CALLS)

@@ -1,4 +1,4 @@
-"""Recorder: an observer that lets every evaluation be computed and measures how the features lie to each other."""
+"""Recorder: an observer that lets every model call be computed and measures how the features lie to each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK = 2**14
 
 
 class IncompleteRecording(Exception):
-    """A run did not deliver one feature of one shape per evaluation; the message says which is missing."""
+    """A run did not deliver one feature of one shape per model call; the message says which is missing."""
 
 
 class Recorder:
@@ -35,7 +35,7 @@ class Recorder:
         return feature
 
     def features(self) -> dict[str, dict[int, Tensor]]:
-        """What is kept, by stream and evaluation, given away: ``close`` leaves it alone."""
+        """What is kept, by stream and model call, given away: ``close`` leaves it alone."""
         return self._kept
 
     @property
@@ -54,13 +54,13 @@ class Recorder:
         if not self._kept:
             raise IncompleteRecording("no feature was seen")
         if len(self.sigmas) < 2:
-            raise IncompleteRecording("the run has only one evaluation")
+            raise IncompleteRecording("the run has only one model call")
         return tuple(self._table(run, n, stream, latent_rms) for n, stream in enumerate(self._kept.values()))
 
     def _table(self, run: int, stream: int, features: dict[int, Tensor], latent_rms: float) -> Table:
         missing = [i for i in range(len(self.sigmas)) if i not in features]
         if missing:
-            raise IncompleteRecording(f"stream {stream} has no feature at evaluation {missing[0]}")
+            raise IncompleteRecording(f"stream {stream} has no feature at model call {missing[0]}")
         if len({feature.shape for feature in features.values()}) > 1:
             raise IncompleteRecording(f"stream {stream} changed its shape during the run")
         stacked = torch.stack([features[i] for i in range(len(self.sigmas))])

@@ -16,13 +16,13 @@ CARE = 2.0
 class Replay:
     """Predicts what the plan reuses from the features it has seen; whatever does not fit the plan is computed.
 
-    A feature is only predicted from exactly the evaluations that the plan's coefficients were made for. So a step that
+    A feature is only predicted from exactly the model calls that the plan's coefficients were made for. So a step that
     had to be computed against the plan, a stream that appears late, or a changed shape makes the steps that follow be
     computed until the plan's own history is there again: never a guess from something else, and never from nothing.
 
-    Each gap of the plan ends at a computed evaluation that shows how wrong its prediction is. Where that is unlike the
-    recorded runs, the next gap is computed. What is computed on top of the plan, or because nothing was there to
-    predict it from, enters no later prediction, so that the plan goes on as soon as it can.
+    Each skipped interval of the plan ends at a computed model call that shows how wrong its prediction is. Where that
+    is unlike the recorded runs, the next skipped interval is computed. What is computed on top of the plan, or because
+    nothing was there to predict it from, enters no later prediction, so that the plan goes on as soon as it can.
 
     offload: features are kept in main memory; a prediction fetches them one after the other and is the same to the bit.
     """
@@ -32,7 +32,7 @@ class Replay:
         self.cache_bytes = 0
         self._offload = offload
         self._devices: dict[str, torch.device] = {}
-        self._history = histories(plan.compute, plan.restarts)
+        self._history = histories(plan.compute, plan.resets)
         self._depth = max((len(c) for c in plan.coefficients), default=0)
         self._past: dict[str, list[tuple[int, Tensor]]] = {}
         self._reused = -1
@@ -47,11 +47,11 @@ class Replay:
         notes = []
         if self._on_top:
             first, count = self._on_top[0], len(self._on_top)
-            notes.append(f"unlike the profiled runs from evaluation {first} on: {count} computed on top of the plan")
+            notes.append(f"unlike the profiled runs from model call {first} on: {count} computed on top of the plan")
         if self._unfit:
             first, count = min(self._unfit), len(self._unfit)
             notes.append(
-                f"what was kept did not fit at evaluation {first} (another shape, device or condition): "
+                f"what was kept did not fit at model call {first} (another shape, device or condition): "
                 f"{count} computed that were to be reused"
             )
         return tuple(notes)
@@ -72,7 +72,7 @@ class Replay:
             self._unfit.add(i)
             if self._combine(i, key) is None:
                 return feature
-        compared = planned and (self.plan.corrections[i] != 0.0 or self.plan.misses[i] > 0.0)
+        compared = planned and (self.plan.corrections[i] != 0.0 or self.plan.residual_limits[i] > 0.0)
         predicted = self._combine(i, key) if compared else None
         self._keep(i, key, feature)
         if predicted is None or predicted.shape != feature.shape:
@@ -94,19 +94,21 @@ class Replay:
         self.cache_bytes = max(self.cache_bytes, self._held())
 
     def _check(self, i: int, miss: Tensor, feature: Tensor) -> None:
-        """Decide by what the gap before told, and have this one's told meanwhile: nothing waits for the device."""
-        if not self.plan.misses[i] > 0.0:
+        """Decide by what the skipped interval before told, and have this one's told meanwhile: nothing waits for the
+        device.
+        """
+        if not self.plan.residual_limits[i] > 0.0:
             return
         if self._told is not None:
             at, scalar = self._told
-            self._careful = not scalar.value() <= CARE * self.plan.misses[at]
+            self._careful = not scalar.value() <= CARE * self.plan.residual_limits[at]
         self._told = (i, Scalar(torch.linalg.vector_norm(miss) / torch.linalg.vector_norm(feature)))
 
     def close(self) -> None:
         self._past.clear()
 
     def _combine(self, i: int, key: str) -> Tensor | None:
-        """The plan's prediction of evaluation i, or None where the features it needs are not the ones at hand."""
+        """The plan's prediction of model call i, or None where the features it needs are not the ones at hand."""
         coefficients = self.plan.coefficients[i]
         past = self._past.get(key, [])[: len(coefficients)]
         if not past or len(past) < len(coefficients):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_EVALUATIONS = 1000
+MAX_CALLS = 1000
 
 # Superposition holds to this share: functions with float32 constants, of which other packs have some, in either dtype.
 PRECISION = 2e-5
@@ -32,36 +32,36 @@ class UnknownResponse(Exception):
 
 
 @dataclass(frozen=True)
-class Response:
+class ImpulseResponse:
     """What one sampler does with M model outputs.
 
-    sigmas: (M,) float64, sigma at each evaluation in the order of the calls.
-    influence: (M, M + 1) float64; ``[i, e]`` is dx at evaluation e per unit of output i, the last column that of the
-    final latent. For Euler ``influence[i, e] = sigma[i + 1] - sigma[i]`` for every e > i.
+    sigmas: (M,) float64, sigma at each model call in the order of the calls.
+    influence: (M, M + 1) float64; ``[i, e]`` is dx at model call e per unit of output i, the last column that of the
+    final latent. For Euler ``matrix[i, e] = sigma[i + 1] - sigma[i]`` for every e > i.
     stochastic: the sampler adds fresh noise of its own on the way.
     """
 
     sigmas: np.ndarray
-    influence: np.ndarray
+    matrix: np.ndarray
     stochastic: bool = False
 
     @property
-    def evaluations(self) -> int:
+    def calls(self) -> int:
         return len(self.sigmas)
 
     @property
     def end(self) -> np.ndarray:
         """(M,) influence of each output on the final latent."""
-        return self.influence[:, -1]
+        return self.matrix[:, -1]
 
-    def evaluates_once_per_step(self, schedule: np.ndarray) -> bool:
-        """Whether evaluation i happens at schedule[i] and nowhere else, so that moving the sigmas moves the steps."""
+    def calls_once_per_step(self, schedule: np.ndarray) -> bool:
+        """Whether model call i happens at schedule[i] and nowhere else, so that moving the sigmas moves the steps."""
         nominal = np.asarray(schedule, dtype=np.float64)[:-1]
-        return len(nominal) == self.evaluations and bool(np.allclose(nominal, self.sigmas, rtol=1e-5, atol=1e-9))
+        return len(nominal) == self.calls and bool(np.allclose(nominal, self.sigmas, rtol=1e-5, atol=1e-9))
 
 
 class _Scripted:
-    """A model whose derivative at evaluation e is row e of a script, whatever x is; it notes what it was asked."""
+    """A model whose derivative at model call e is row e of a script, whatever x is; it notes what it was asked."""
 
     def __init__(self, outputs: Callable[[int, Tensor], Tensor]) -> None:
         self.outputs = outputs
@@ -69,8 +69,8 @@ class _Scripted:
         self.positions: list[Tensor] = []
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        if len(self.sigmas) >= MAX_EVALUATIONS:
-            raise UnknownResponse(f"it evaluates the model more than {MAX_EVALUATIONS} times")
+        if len(self.sigmas) >= MAX_CALLS:
+            raise UnknownResponse(f"it evaluates the model more than {MAX_CALLS} times")
         first = float(sigma.reshape(-1)[0])
         if not first > 0.0:
             raise UnknownResponse(f"it evaluates the model at sigma {first:g}, where the derivative does not exist")
@@ -87,10 +87,10 @@ def _pattern(index: int) -> float:
     return float(np.cos(1.0 + 2.7 * index))
 
 
-def probe(run: RunSampler, dtype: torch.dtype = torch.float64) -> Response:
+def probe(run: RunSampler, dtype: torch.dtype = torch.float64) -> ImpulseResponse:
     """Measure a sampler's response by two model-free runs on one-element latents.
 
-    The first run counts the calls. The second has M + 1 batch elements: element b gets d = 1 at evaluation b and 0
+    The first run counts the calls. The second has M + 1 batch elements: element b gets d = 1 at model call b and 0
     elsewhere, the last one gets twice the outputs of the first run. Raises UnknownResponse where the number of calls
     or their sigmas depend on the outputs, where superposition fails, or where nothing is evaluated.
     """
@@ -114,17 +114,17 @@ def probe(run: RunSampler, dtype: torch.dtype = torch.float64) -> Response:
     columns = [*scripted.positions, last.detach().reshape(count + 1).to(torch.float64)]
     moved = torch.stack(columns, dim=1).numpy()
     _check_superposition(moved)
-    return Response(np.array(counting.sigmas), moved[:-1].copy())
+    return ImpulseResponse(np.array(counting.sigmas), moved[:-1].copy())
 
 
 def _check_superposition(moved: np.ndarray) -> None:
-    influence, combined = moved[:-1], moved[-1]
-    outputs = np.array([2.0 * _pattern(e) for e in range(len(influence))])
-    expected = outputs @ influence
-    scale = np.abs(outputs) @ np.abs(influence) + 1e-6 * np.abs(influence).max()
+    matrix, combined = moved[:-1], moved[-1]
+    outputs = np.array([2.0 * _pattern(e) for e in range(len(matrix))])
+    expected = outputs @ matrix
+    scale = np.abs(outputs) @ np.abs(matrix) + 1e-6 * np.abs(matrix).max()
     if not np.isfinite(moved).all():
         raise UnknownResponse("its answer to a unit impulse is not finite")
     if np.any(np.abs(combined - expected) > PRECISION * scale + 1e-30):
         raise UnknownResponse("its result is not a linear function of the model's outputs")
-    if not np.abs(influence[:, -1]).max() > 0.0:
+    if not np.abs(matrix[:, -1]).max() > 0.0:
         raise UnknownResponse("its result does not depend on the model's outputs")

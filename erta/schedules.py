@@ -1,4 +1,4 @@
-"""Which evaluations to compute: ``tuple[bool, ...]``, True = computed. Every schedule computes evaluation 0.
+"""Which model calls to compute: ``tuple[bool, ...]``, True = computed. Every schedule computes model call 0.
 
 All functions are deterministic; ties go to the earlier step.
 """
@@ -14,8 +14,8 @@ from .predictors import History
 
 Schedule = tuple[bool, ...]
 
-GapCosts = Mapping[tuple[History, int], float]
-"""(history, t) -> cost of reusing everything between history[0] and t, for each of ``possible_gaps``."""
+IntervalCosts = Mapping[tuple[History, int], float]
+"""(history, t) -> cost of reusing everything between history[0] and t, for each of ``possible_intervals``."""
 
 
 def even(count: int, computed: int, required: Collection[int] = ()) -> Schedule:
@@ -54,7 +54,7 @@ def greedy(relative: np.ndarray, threshold: float, required: Collection[int] = (
 
 
 def greedy_for_budget(relative: np.ndarray, computed: int, required: Collection[int] = ()) -> tuple[Schedule, float]:
-    """The greedy schedule with at most ``computed`` evaluations and the smallest threshold, and that threshold."""
+    """The greedy schedule with at most ``computed`` model calls and the smallest threshold, and that threshold."""
     # The count does not fall strictly with the threshold, so no bisection: M^2 / 2 walks of M short steps.
     for threshold in np.unique(relative[np.triu_indices(len(relative), 1)]):
         schedule = greedy(relative, threshold, required)
@@ -63,22 +63,26 @@ def greedy_for_budget(relative: np.ndarray, computed: int, required: Collection[
     return greedy(relative, math.inf, required), math.inf
 
 
-def longest_gap(count: int, computed: int) -> int:
-    """Default limit on t - s: twice the mean spacing. Longer gaps win in the median and lose the worst case."""
+def longest_interval(count: int, computed: int) -> int:
+    """Default limit on t - s: twice the mean spacing. Longer skipped intervals win in the median and lose the worst
+    case.
+    """
     return max(2, 2 * count // max(computed, 1))
 
 
-def possible_gaps(
-    count: int, max_gap: int, required: Collection[int] = (), restarts: Collection[int] = ()
+def possible_intervals(
+    count: int, longest_gap: int, required: Collection[int] = (), resets: Collection[int] = ()
 ) -> list[tuple[History, int]]:
-    """(history, t) of every gap that a schedule of ``budget`` may have: the two newest computed evaluations, and t."""
-    fixed = sorted({0, *required, *restarts})
+    """(history, t) of every skipped interval that a schedule of ``budget`` may have: the two newest computed model
+    calls, and t.
+    """
+    fixed = sorted({0, *required, *resets})
     found: list[tuple[History, int]] = []
     for s in range(count):
         earliest = max((f for f in fixed if f < s), default=0)
-        latest = min([s + max_gap, count, *(f for f in fixed if f > s)])
-        fresh = s == 0 or s in restarts
-        past = [(s,)] if fresh else [(s, before) for before in range(s - 1, max(s - max_gap, earliest) - 1, -1)]
+        latest = min([s + longest_gap, count, *(f for f in fixed if f > s)])
+        fresh = s == 0 or s in resets
+        past = [(s,)] if fresh else [(s, before) for before in range(s - 1, max(s - longest_gap, earliest) - 1, -1)]
         found += [(history, t) for history in past for t in range(s + 2, latest + 1)]
     return found
 
@@ -86,21 +90,22 @@ def possible_gaps(
 def budget(
     count: int,
     computed: int,
-    costs: GapCosts,
-    max_gap: int,
+    costs: IntervalCosts,
+    longest_gap: int,
     required: Collection[int] = (),
-    restarts: Collection[int] = (),
+    resets: Collection[int] = (),
 ) -> Schedule:
-    """The schedule with exactly ``computed`` evaluations and the least sum of gap costs, by dynamic programming.
+    """The schedule with exactly ``computed`` model calls and the least sum of skipped interval costs, by dynamic
+    programming.
 
-    Exact for costs that depend on the last two computed evaluations, as those of a two-term predictor do. A gap ends at
-    t <= count; t = count is the end of the run. ``required`` evaluations are computed, and at ``restarts`` (always
-    required, 0 among them) the history begins anew. Raises ValueError where no such schedule exists.
+    Exact for costs that depend on the last two computed model calls, as those of a two-term predictor do. A skipped
+    interval ends at t <= count; t = count is the end of the run. ``required`` model calls are computed, and at
+    ``resets`` (always required, 0 among them) the history begins anew. Raises ValueError where no such schedule exists.
     """
-    width = min(max_gap, count)
+    width = min(longest_gap, count)
     fresh = np.zeros(count + 1, dtype=bool)
-    fresh[[0, *restarts]] = True
-    table = _cost_table(count, width, costs, required, restarts)
+    fresh[[0, *resets]] = True
+    table = _cost_table(count, width, costs, required, resets)
     # best[d, s]: least cost with s the newest computed and s - d the one before it; d = 0: none, a history begins at s.
     best = np.full((width + 1, count + 1), math.inf)
     if computed > 0:
@@ -121,8 +126,8 @@ def budget(
         best[1:, fresh] = math.inf
     if not np.isfinite(best[:, count]).any():
         raise ValueError(
-            f"no schedule computes exactly {computed} of {count} evaluations with gaps of at most {max_gap} and "
-            f"evaluations {sorted({0, *required, *restarts})} computed; allow a longer gap or another speed"
+            f"no schedule computes exactly {computed} of {count} model calls with skipped intervals of at most {longest_gap} and "
+            f"model calls {sorted({0, *required, *resets})} computed; allow a longer skipped interval or another speed"
         )
     places, t, length = set(), count, int(best[:, count].argmin())
     for source, shortest in reversed(came_from):
@@ -133,23 +138,23 @@ def budget(
 
 
 def _cost_table(
-    count: int, width: int, costs: GapCosts, required: Collection[int], restarts: Collection[int]
+    count: int, width: int, costs: IntervalCosts, required: Collection[int], resets: Collection[int]
 ) -> np.ndarray:
-    """(d, length, s) costs of the gap from s to s + length after one of d; infinite where none is allowed."""
+    """(d, length, s) costs of the skipped interval from s to s + length after one of d; infinite where none is allowed."""
     table = np.full((width + 1, width + 1, count + 1), math.inf)
     table[:, 1, :count] = 0.0
-    for history, t in possible_gaps(count, width, required, restarts):
+    for history, t in possible_intervals(count, width, required, resets):
         s = history[0]
         table[s - history[1] if len(history) > 1 else 0, t - s, s] = costs[history, t]
     return table
 
 
-def histories(compute: Schedule, restarts: Collection[int] = ()) -> list[History]:
-    """For each evaluation the computed ones before it, newest first, none from before the last restart."""
+def histories(compute: Schedule, resets: Collection[int] = ()) -> list[History]:
+    """For each model call the computed ones before it, newest first, none from before the last restart."""
     found: list[History] = []
     history: History = ()
     for i, computed in enumerate(compute):
-        found.append(() if i in restarts else history)
+        found.append(() if i in resets else history)
         if computed:
             history = (i, *found[-1])
     return found

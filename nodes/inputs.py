@@ -1,4 +1,4 @@
-"""Inputs that several nodes share, and how they become a wish."""
+"""Inputs that several nodes share, and how they become settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..comfy_erta.levels import has_blocks
 from ..comfy_erta.presets import preset_names, preset_steps
 from ..comfy_erta.tasks import BUILT_IN, RECORD
-from ..erta.plan import MODES, PREDICTORS, Wish
+from ..erta.plan import MODES, PREDICTORS, Settings
 
 ProfileType = io.Custom("ERTA_PROFILE")
 
@@ -131,7 +131,7 @@ def _advanced_inputs() -> list[Any]:
             "protect_end", default=0, min=0, max=100, optional=True, tooltip="Steps at the end that are computed."
         ),
         io.Int.Input(
-            "longest_gap",
+            "longest_interval",
             default=0,
             min=0,
             max=100,
@@ -174,15 +174,15 @@ def plan_place() -> int:
     return names.index("plan") - len(names)
 
 
-def wish_from(model: Any, values: dict[str, Any]) -> Wish:
-    """The wish that the inputs of ``cache_inputs`` express; values may lack the optional ones."""
+def settings_from(model: Any, values: dict[str, Any]) -> Settings:
+    """The settings that the inputs of ``cache_inputs`` express; values may lack the optional ones."""
     mode = values["mode"]
     level = values.get("level", AUTO)
     if level == AUTO:
         level = "blocks" if mode == "paper" and has_blocks(model) else "output"
     timesteps = values.get("timesteps", AUTO)
     steps, published_for = preset_steps(values.get("preset", "none"))
-    return Wish(
+    return Settings(
         speed=values["speed"],
         mode=mode,
         level=level,
@@ -193,7 +193,7 @@ def wish_from(model: Any, values: dict[str, Any]) -> Wish:
         threshold=values.get("threshold", 0.0) if mode == "paper" else 0.0,
         protect_start=values.get("protect_start", 1),
         protect_end=values.get("protect_end", 0),
-        max_gap=values.get("longest_gap", 0),
+        longest_gap=values.get("longest_interval", 0),
         preset=steps,
         preset_steps=published_for,
     )

@@ -14,7 +14,7 @@ from ..comfy_erta.store import default_store
 from ..comfy_erta.tasks import Caching
 from ..comfy_erta.travel import Progress, complete_workflow, send_report
 from ..erta.planner import adjusted_schedule
-from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, wish_from
+from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, settings_from
 from .profiling import render
 from .view import report_ui
 
@@ -106,18 +106,18 @@ class ERTATimestepAdjuster(io.ComfyNode):
             raise ValueError("Timestep Adjuster: the model has no ERTA Cache. Connect the output of ERTA Cache.")
         if task.profile is None:
             raise ValueError("Timestep Adjuster: the ERTA Cache has no profile. Connect one to its profile input.")
-        if task.wish.timesteps:
+        if task.settings.timesteps:
             raise ValueError(
                 "Timestep Adjuster: the ERTA Cache adjusts the timesteps itself. Set its timesteps to off, or connect "
                 "the sigmas to the sampler directly."
             )
-        moved = adjusted_schedule(sigmas.cpu().double().numpy(), task.profile, task.wish)
+        moved = adjusted_schedule(sigmas.cpu().double().numpy(), task.profile, task.settings)
         return io.NodeOutput(torch.from_numpy(np.asarray(moved)).to(sigmas))
 
 
 def _caching(model: Any, inputs: dict[str, Any], on_report: Any) -> Caching:
     return Caching(
-        wish=wish_from(model, inputs),
+        settings=settings_from(model, inputs),
         store=default_store(),
         on_report=on_report,
         profile=inputs.get("profile"),

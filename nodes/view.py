@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..comfy_erta.report import Report
-from ..erta.plan import Wish
+from ..erta.plan import Settings
 from ..erta.planner import Point, distances, error_curve, euler_response
 from ..erta.profile import Profile
 
@@ -29,7 +29,11 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
         f"profile {name}: {measured.model_class}, {runs} of {measured.steps} steps",
         f"{measured.sampler} {measured.scheduler}, guidance {measured.guidance}, {measured.level} level",
         *(f"{c['speed']:g}x: predicted error {c['median']:.2%}, worst {c['worst']:.2%}" for c in curve if c["median"]),
-        *([] if any(t.answered for t in profile.tables) else ["how errors grow was not measured: on the high side"]),
+        *(
+            []
+            if any(t.has_error_response for t in profile.tables)
+            else ["how errors grow was not measured: on the high side"]
+        ),
         *(note for report in reports for note in report.notes),
     ]
     content = {"name": name, "measured": asdict(measured), "digest": profile.digest(), "curve": curve}
@@ -40,11 +44,11 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
 def _curve(profile: Profile) -> tuple[Point, ...]:
     """Planned as for Euler on the recorded sigmas; a sampler of another kind differs in the details."""
     falling = np.unique(profile.sigmas)[::-1]
-    return error_curve(np.append(falling, 0.0), euler_response, profile, Wish())
+    return error_curve(np.append(falling, 0.0), euler_response, profile, Settings())
 
 
 def _map(profile: Profile) -> list[list[float]]:
-    """Mean relative L1 distance of each pair of evaluations, of at most _MAP of them."""
+    """Mean relative L1 distance of each pair of model calls, of at most _MAP of them."""
     relative = distances(profile)
     shown = np.linspace(0, len(relative) - 1, min(len(relative), _MAP)).round().astype(int)
     found: list[list[float]] = np.minimum(relative, 10.0).round(4)[np.ix_(shown, shown)].tolist()

@@ -40,7 +40,7 @@ NOTES = {
     "easycache": "ComfyUI's own EasyCache, for comparison. Where it reuses, it adds into its input, and in an fp32 "
     "flow model that is the sampler's own latent. The copy node before it keeps that from spoiling the picture; "
     "bypass it to see the difference. The threshold decides how many steps are computed: ComfyUI's log tells.",
-    "fewer_steps": "The simplest way to half of the evaluations: half of the steps.",
+    "fewer_steps": "The simplest way to half of the model calls: half of the steps.",
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-Shape = tuple[int, ...]
+Fit = tuple[int, ...]
 VIDEO, WIDE, IMAGE, QWEN = (1, 16, 2, 8, 8), (1, 48, 2, 4, 4), (1, 16, 8, 8), (1, 16, 1, 8, 8)
 PIXELS, TEXT = (1, 3, 64, 64), (1, 8, 32)
 
@@ -38,8 +38,8 @@ class Tiny:
 
     config: str
     unet: Mapping[str, Any]
-    latent: Shape | tuple[Shape, ...] = VIDEO
-    text: Shape = TEXT
+    latent: Fit | tuple[Fit, ...] = VIDEO
+    text: Fit = TEXT
     conds: Mapping[str, Any] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
     kept: int = 0

@@ -98,9 +98,9 @@ def error(result, reference):
 
 
 def test_a_full_run_is_one_evaluation_per_step(rig, full):
-    assert full.evaluations == STEPS
-    assert rig.sample(rig.model, rig.test[0], steps=4).evaluations == 4
-    assert rig.sample(rig.model, rig.test[0], steps=4, sampler="heun").evaluations == 7  # two per step but the last
+    assert full.calls == STEPS
+    assert rig.sample(rig.model, rig.test[0], steps=4).calls == 4
+    assert rig.sample(rig.model, rig.test[0], steps=4, sampler="heun").calls == 7  # two per step but the last
 
 
 def test_conds_in_separate_calls_count_the_same(rig):
@@ -115,7 +115,7 @@ def test_conds_in_separate_calls_count_the_same(rig):
     memory = rig.model.model.memory_required
     rig.model.model.memory_required = lambda *args, **kwargs: 1e30
     try:
-        assert rig.sample(split, rig.test[0], steps=4).evaluations == 4
+        assert rig.sample(split, rig.test[0], steps=4).calls == 4
     finally:
         rig.model.model.memory_required = memory
     assert len(calls) == 8
@@ -123,7 +123,7 @@ def test_conds_in_separate_calls_count_the_same(rig):
 
 def test_without_guidance_one_cond_is_an_evaluation(make_rig):
     rig = make_rig(guidance=1.0)
-    assert rig.sample(rig.model, rig.test[0], steps=4).evaluations == 4
+    assert rig.sample(rig.model, rig.test[0], steps=4).calls == 4
 
 
 def test_counting_leaves_no_hook_on_the_model(rig, full):
@@ -148,13 +148,13 @@ def test_core_caches_skip_what_they_say_and_nothing_at_threshold_zero(rig, full,
 
     patch = getattr(rivals, name)
     careful = rig.sample(patch(rig.model, 0.0, 0.05, 1), rig.test[0])
-    assert careful.evaluations == STEPS
+    assert careful.calls == STEPS
     assert error(careful.latent, full.latent) < 1e-6
     with caplog.at_level(logging.INFO):
         skipping = rig.sample(patch(rig.model, 0.5, 0.05, 1), rig.test[0])
     skipped = int(re.search(r"skipped (\d+)/", caplog.text).group(1))
     assert 0 < skipped < STEPS
-    assert skipping.evaluations == STEPS - skipped
+    assert skipping.calls == STEPS - skipped
     assert 0.0 < error(skipping.latent, full.latent) < 0.5
 
 
@@ -177,12 +177,12 @@ def test_following_a_schedule_computes_just_that(rig, full, level):
     assert torch.equal(everything.latent, full.latent)
     compute = (C, C, R, R, C, R, C, C, R, C)
     result = rig.sample(follow(rig.model, compute, level), rig.test[0])
-    assert result.evaluations == 6
+    assert result.calls == 6
     assert 0.0 < error(result.latent, full.latent) < 0.5
 
 
 def test_a_held_block_residual_is_added_to_the_current_embedding(rig):
-    """By hand: a model whose blocks are frozen at evaluation 0's residual for the whole run."""
+    """By hand: a model whose blocks are frozen at model call 0's residual for the whole run."""
     from ertacache.bench.following import follow
 
     kept = {}
@@ -206,14 +206,14 @@ def test_a_held_block_residual_is_added_to_the_current_embedding(rig):
     by_hand.set_model_patch_replace(last, "dit", "double_block", 1)
     expected = rig.sample(by_hand, rig.test[0])
     found = rig.sample(follow(rig.model, (C,) + (R,) * (STEPS - 1), "blocks"), rig.test[0])
-    assert expected.evaluations == found.evaluations == 1
+    assert expected.calls == found.calls == 1
     assert error(found.latent, expected.latent) < 1e-5
 
 
 def test_a_schedule_of_another_length_is_refused(rig):
     from ertacache.bench.following import follow
 
-    with pytest.raises(ValueError, match="schedule of 4 evaluations for a run of 10"):
+    with pytest.raises(ValueError, match="schedule of 4 model calls for a run of 10"):
         rig.sample(follow(rig.model, (C,) * 4, "blocks"), rig.test[0])
 
 
@@ -224,7 +224,7 @@ def test_magcache_walks_its_ratio_table(comfy_pack):
     from ertacache.bench.magnitudes import magcache_schedule
 
     ratios = [1.0, 0.9, 0.9, 0.95, 0.98, 0.9, 1.1, 1.0, 1.0, 1.0]
-    # From evaluation 2 on: .10 | .10 + .145 over .2, so 3 is computed | .02 | .02 + .118 | + |1 - .9702| = .1678 |
+    # From model call 2 on: .10 | .10 + .145 over .2, so 3 is computed | .02 | .02 + .118 | + |1 - .9702| = .1678 |
     # the same again is .1976, but a fourth in a row is more than K | .0 | .0
     assert magcache_schedule(ratios, 0.2, 3) == (C, C, R, C, R, R, R, C, R, R)
     assert magcache_schedule(ratios, 0.2, 4) == (C, C, R, C, R, R, R, R, C, R)
@@ -239,7 +239,7 @@ def test_teacache_accumulates_until_its_threshold(comfy_pack):
     distances = [0.0, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1]
     # .1 | .2 | .3 is not below | .3 is not | .1 | .2 | computed | .1 | the last one is protected
     assert teacache_schedule(distances, 0.25, 1, 1) == (C, R, R, C, C, R, R, C, R, C)
-    # the protected start adds nothing: .1 at evaluation 3, then .4
+    # the protected start adds nothing: .1 at model call 3, then .4
     assert teacache_schedule(distances, 0.25, 3, 0) == (C, C, C, R, C, R, R, C, R, R)
     assert teacache_schedule(distances, 0.0, 1, 1) == (C,) * 10
 
@@ -326,10 +326,10 @@ def test_offline_schedules_spend_the_budget_and_no_more(comfy_pack, place, budge
 
 
 def test_the_best_trial_within_the_budget_wins(comfy_pack):
-    from ertacache.bench.methods import Setting, Trial
+    from ertacache.bench.methods import Context, Trial
     from ertacache.bench.tuning import best
 
-    settings = [Setting(name) for name in "abc"]
+    settings = [Context(name) for name in "abc"]
     trials = [Trial(s, e, p) for s, e, p in zip(settings, (5.0, 4.0, 5.5), (30.0, 20.0, 40.0), strict=True)]
     assert best(trials, 5) is settings[0]
     assert best(trials, 4) is settings[1]
@@ -345,8 +345,8 @@ def test_a_tuned_setting_keeps_to_the_budget(place, references, methods, name, m
     memory = {}
     setting = tuned(methods[name], place(7), references, memory)
     assert setting is not None
-    assert attempt(setting, place(7), references).evaluations <= 7
-    assert memory[setting.label].psnr == max(t.psnr for t in memory.values() if t.evaluations <= 7)
+    assert attempt(setting, place(7), references).calls <= 7
+    assert memory[setting.label].psnr == max(t.psnr for t in memory.values() if t.calls <= 7)
     tried = len(memory)
     tuned(methods[name], place(7), references, memory)
     assert len(memory) == tried, "what was tried is not rendered again"
@@ -360,10 +360,10 @@ def test_a_row_of_ours_and_of_another_sampler(place, references, methods):
     from ertacache.bench.ours import PLANNED
 
     planned = row(methods[PLANNED], place(), 2.0, references, {})
-    assert planned["evaluations"] == [BUDGET] * 2
+    assert planned["calls"] == [BUDGET] * 2
     assert list(planned["against"]) == ["euler"]
     other = row(methods["fewer steps, dpmpp_2m"], place(), 2.0, references, {})
-    assert other["evaluations"] == [BUDGET] * 2
+    assert other["calls"] == [BUDGET] * 2
     assert list(other["against"]) == ["dpmpp_2m", "euler"]
     s = summary(other)
     assert s["psnr"] == pytest.approx(np.median(other["against"]["dpmpp_2m"]["psnr"]))
@@ -421,7 +421,7 @@ def made_row(method, family, speed, values, against=("euler",)):
     budget = round(50 / speed)
     return {
         "method": method, "family": family, "speed": speed, "budget": budget, "setting": "x", "tried": 0,
-        "sampler": against[0], "evaluations": [budget, budget], "seconds": [1.0, 1.2], "full_seconds": 2.2,
+        "sampler": against[0], "calls": [budget, budget], "seconds": [1.0, 1.2], "full_seconds": 2.2,
         "against": dict.fromkeys(against, metrics),
     }  # fmt: skip
 

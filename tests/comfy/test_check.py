@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import Wish, plan_from_json, plan_to_json
+from ertacache.erta.plan import Settings, plan_from_json, plan_to_json
 from ertacache.erta.profile import Profile
 
 STEPS, GUIDANCE = 12, 5.0
@@ -39,18 +39,18 @@ def profile(rig: Any) -> Profile:
 
 @pytest.fixture
 def follow(rig: Any, profile: Profile, tmp_path: Any) -> Follow:
-    """follow(test prompt, speed=2.0, check=True, carried="") -> (latent, evaluations counted at the model, report)"""
+    """follow(test prompt, speed=2.0, check=True, carried="") -> (latent, model calls counted at the model, report)"""
     from ertacache.comfy_erta.session import attach
     from ertacache.comfy_erta.store import Store
     from ertacache.comfy_erta.tasks import Caching
 
     def call(prompt: int, speed: float = 2.0, check: bool = True, carried: str = "") -> tuple[torch.Tensor, float, Any]:
         reports: list[Any] = []
-        wish = Wish(speed=speed, check=check)
-        task = Caching(wish, Store(tmp_path / "none"), reports.append, profile, carried=carried)
+        settings = Settings(speed=speed, check=check)
+        task = Caching(settings, Store(tmp_path / "none"), reports.append, profile, carried=carried)
         sample = rig.sample(attach(rig.model, task), rig.test[prompt])
         (report,) = reports
-        return sample.latent, sample.evaluations, report
+        return sample.latent, sample.calls, report
 
     return call
 
@@ -72,28 +72,28 @@ def error(result: torch.Tensor, reference: torch.Tensor) -> float:
 @pytest.mark.parametrize("speed", [1.5, 2.0, 3.0])
 @pytest.mark.parametrize("prompt", [0, 1])
 def test_a_prompt_that_was_never_seen_costs_no_evaluation_on_top(follow: Follow, prompt: int, speed: float) -> None:
-    _, evaluations, report = follow(prompt, speed)
-    assert any(plan_from_json(report.plan).misses), "there is something to compare with"
-    assert evaluations == report.computed == round(STEPS / speed)
+    _, calls, report = follow(prompt, speed)
+    assert any(plan_from_json(report.plan).residual_limits), "there is something to compare with"
+    assert calls == report.computed == round(STEPS / speed)
     assert not unlike(report)
 
 
 def test_a_plan_that_expects_next_to_nothing_is_departed_from_with_one_line(follow: Follow, full: torch.Tensor) -> None:
-    planned, evaluations, report = follow(0)
+    planned, calls, report = follow(0)
     plan = plan_from_json(report.plan)
-    wary = plan_to_json(replace(plan, misses=tuple(1e-6 * miss for miss in plan.misses)))
+    wary = plan_to_json(replace(plan, residual_limits=tuple(1e-6 * miss for miss in plan.residual_limits)))
     latent, more, told = follow(0, carried=wary)
     assert "plan carried by the workflow" in told.notes
-    assert more == told.computed > evaluations == plan.computed
+    assert more == told.computed > calls == plan.computed
     (line,) = unlike(told)
     assert f"{told.computed - plan.computed} computed on top of the plan" in line
     assert error(latent, full) < error(planned, full)
 
 
 def test_switched_off_there_is_nothing_to_compare_with(follow: Follow) -> None:
-    _, evaluations, report = follow(0, check=False)
-    assert not any(plan_from_json(report.plan).misses)
-    assert evaluations == STEPS // 2
+    _, calls, report = follow(0, check=False)
+    assert not any(plan_from_json(report.plan).residual_limits)
+    assert calls == STEPS // 2
 
 
 @pytest.mark.parametrize("speed", [1.5, 2.0])

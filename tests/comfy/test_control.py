@@ -78,7 +78,7 @@ def test_a_controlnet_for_part_of_the_run_acts_as_without_the_cache(case: Case, 
     report = reports[0]
     edge = float(case.model.get_model_object("model_sampling").percent_to_sigma(END))
     behind = next(i for i, sigma in enumerate(report.sigmas) if sigma <= edge)
-    assert report.compute[behind] == "1" and behind in plan_from_json(report.plan).restarts
+    assert report.compute[behind] == "1" and behind in plan_from_json(report.plan).resets
     assert report.reused > 0, report.notes
     within = sum(bit == "1" for bit in report.compute[:behind])
     if level == "output":

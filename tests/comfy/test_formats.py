@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import Wish, plan_from_json
-from ertacache.erta.planner import MIN_EVALUATIONS
+from ertacache.erta.plan import Settings, plan_from_json
+from ertacache.erta.planner import MIN_CALLS
 from ertacache.erta.profile import Profile
 from ertacache.erta.replay import Replay
 from ertacache.tests.comfy.conftest import wan_weights
@@ -145,7 +145,7 @@ def record(base: Any, level: str, **given: Any) -> Profile:
     rendered: dict[int, torch.Tensor] = {}
 
     def sample(model: Any, run: int) -> None:
-        # The first of what is rendered under a number is the recorded run, the second its rehearsal.
+        # The first of what is rendered under a number is the recorded run, the second its perturbed run.
         rendered.setdefault(run, render(model, seed=40 + run, **{"positive": phrase(10 + run), **given}))
 
     found = measure(sample, level, base)
@@ -347,7 +347,7 @@ def test_a_loras_strength_makes_another_model_and_back_the_same(store, level):
     reports: list[Any] = []
 
     def render_at(strength: float) -> tuple[torch.Tensor, Any]:
-        task = Caching(Wish(speed=2.0, level=level), store, reports.append)
+        task = Caching(Settings(speed=2.0, level=level), store, reports.append)
         return render(attach(with_lora(load("float32"), strength), task)), reports[-1]
 
     first, recorded = render_at(0.5)
@@ -376,9 +376,9 @@ def test_a_distilled_model_reuses_what_it_says(level, sampler, steps):
     with watched(base) as seen:
         result = render(model, **given)
     (report,) = reports
-    assert report.evaluations == steps and report.computed == len(seen.stacks)
-    assert f"{report.computed} of {steps} evaluations computed, {report.reused} reused" in report.as_text()
-    if steps < MIN_EVALUATIONS:
+    assert report.calls == steps and report.computed == len(seen.stacks)
+    assert f"{report.computed} of {steps} model calls computed, {report.reused} reused" in report.as_text()
+    if steps < MIN_CALLS:
         assert torch.equal(result, full) and any("too few" in note for note in report.notes)
     else:
         assert report.computed == round(steps / 2)
@@ -413,4 +413,4 @@ def test_one_model_for_clips_of_every_size_is_as_a_new_one_for_each(level):
         assert torch.equal(render(plain, **changed), render(base, **changed)), changed
         assert (reports[-1].compute, reports[-1].notes) == (told[-1].compute, told[-1].notes)
         steps = changed.get("steps", STEPS)
-        assert reports[-1].computed == (steps if steps < MIN_EVALUATIONS else round(steps / 2)), reports[-1].notes
+        assert reports[-1].computed == (steps if steps < MIN_CALLS else round(steps / 2)), reports[-1].notes

@@ -217,7 +217,7 @@ def test_recording_the_blocks_takes_nothing_while_they_run(counted, full_size, m
 
 
 def test_a_recorder_holds_one_latent_per_evaluation_in_ram(counted, full_size, model, clip):
-    # Beside them at most what one evaluation needs for the moment.
+    # Beside them at most what one model call needs for the moment.
     above = counted["record"].peak - counted["full"].peak
     assert (STEPS - 2) * clip.latent_bytes < above <= (STEPS + 1) * clip.latent_bytes
     watched = full_size.run.run(model, "record", clip, STEPS, STEPS)
@@ -225,7 +225,7 @@ def test_a_recorder_holds_one_latent_per_evaluation_in_ram(counted, full_size, m
 
 
 def test_what_a_recorder_holds_of_14b_at_720p_stays_small(full_size):
-    """50 evaluations: below 1 GB of RAM, whatever the level, since features are sampled."""
+    """50 model calls: below 1 GB of RAM, whatever the level, since features are sampled."""
     from ertacache.erta.recorder import sampled
 
     clip = full_size.configs.P720

@@ -79,7 +79,7 @@ def test_guidance_that_is_off_for_a_part_of_the_run(level):
 @levels
 def test_loras_for_parts_of_the_picture_and_of_the_run(level):
     """Two conds with a LoRA each by hooks, one scheduled: ComfyUI changes the weights between the calls of one
-    evaluation."""
+    model call."""
     import comfy.hooks
 
     from ertacache.tests.comfy.test_traps_owner import half_area, lora_hooks
@@ -92,7 +92,7 @@ def test_loras_for_parts_of_the_picture_and_of_the_run(level):
 
     model, reports = cached(None, profile(level), speed=1.5, level=level)
     assert error(render(model, positive=positive()), render(positive=positive())) < 0.05
-    assert len(plan_from_json(reports[0].plan).restarts) == 3
+    assert len(plan_from_json(reports[0].plan).resets) == 3
     assert reports[0].reused > 0
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.plan import Wish, plan_from_json, plan_to_json
-from ertacache.erta.planner import MIN_EVALUATIONS
+from ertacache.erta.plan import Settings, plan_from_json, plan_to_json
+from ertacache.erta.planner import MIN_CALLS
 from ertacache.erta.profile import Profile
 
 STEPS = 12
@@ -44,7 +44,7 @@ def forwards(model) -> list[int]:
 
 
 def cancelling(model, stop_at: int) -> list[int]:
-    """Grows by one with each evaluation, computed or reused; the one behind the first ``stop_at`` is cancelled."""
+    """Grows by one with each model call, computed or reused; the one behind the first ``stop_at`` is cancelled."""
     import comfy.model_management as management
     from comfy.patcher_extension import WrappersMP
 
@@ -80,7 +80,7 @@ def test_runs_are_full_renders_bit_for_bit_and_the_rehearsal_is_half_of_one(wan,
     assert [report.computed for report in reports] == [STEPS, STEPS // 2, STEPS]
     for latent, seed in ((latents[0], 20), (latents[2], 21)):
         assert torch.equal(latent, sample(seed=seed))
-    assert not torch.equal(latents[1], latents[0]), "the rehearsal is a cached run of the first"
+    assert not torch.equal(latents[1], latents[0]), "the perturbed run is a cached run of the first"
     assert any("answer to errors measured" in note for note in reports[1].notes)
 
 
@@ -94,27 +94,27 @@ def test_a_profile_costs_its_full_runs_and_half_of_one(wan, sample, sampler):
     calls.clear()
     found, latents, _ = measured(model, sample, sampler_name=sampler)
     assert len(calls) == 2 * once + round(once / 2)
-    assert found.tables[0].answered
+    assert found.tables[0].has_error_response
     assert torch.equal(latents[0], sample(seed=20, sampler_name=sampler))
     assert torch.equal(latents[2], sample(seed=21, sampler_name=sampler))
 
 
 def test_the_first_run_knows_how_the_model_answers(profile):
     first, second = profile.tables
-    assert first.answered and not second.answered
-    assert np.isfinite(first.gain).all() and np.isfinite(first.spread).all()
-    assert (first.spread > 0.0).all() and np.abs(first.gain).max() > 0.0
+    assert first.has_error_response and not second.has_error_response
+    assert np.isfinite(first.gain).all() and np.isfinite(first.deviation).all()
+    assert (first.deviation > 0.0).all() and np.abs(first.gain).max() > 0.0
 
 
 def test_measuring_twice_gives_the_same_profile(wan, sample, profile):
     assert measured(wan, sample)[0].to_bytes() == profile.to_bytes()
 
 
-@pytest.mark.parametrize("changed", [{"level": "blocks"}, {"steps": MIN_EVALUATIONS - 1}], ids=["blocks", "few steps"])
+@pytest.mark.parametrize("changed", [{"level": "blocks"}, {"steps": MIN_CALLS - 1}], ids=["blocks", "few steps"])
 def test_where_no_answer_can_be_measured_there_is_no_rehearsal(wan, sample, changed):
     found, latents, reports = measured(wan, sample, **changed)
     assert len(latents) == len(reports) == 2
-    assert not any(table.answered for table in found.tables)
+    assert not any(table.has_error_response for table in found.tables)
 
 
 def test_a_run_that_cannot_be_recorded_is_told_with_the_reason(wan, sample):
@@ -125,7 +125,7 @@ def test_a_run_that_cannot_be_recorded_is_told_with_the_reason(wan, sample):
 
 
 def test_a_later_run_that_cannot_be_recorded_is_told_by_how_many_were(wan, sample):
-    """The second run, after the rehearsal, with another sampler than the first."""
+    """The second run, after the perturbed run, with another sampler than the first."""
     from ertacache.comfy_erta.measuring import ProfileIncomplete, measure_profile
 
     def render(model, run):
@@ -138,15 +138,15 @@ def test_a_later_run_that_cannot_be_recorded_is_told_by_how_many_were(wan, sampl
 def test_a_rehearsal_that_goes_elsewhere_measures_nothing_and_says_so(wan, sample, monkeypatch):
     from ertacache.comfy_erta import measuring
 
-    begin = measuring.Rehearsing.begin
+    begin = measuring.Perturbing.begin
 
     def astray(self, setting):
         start = begin(self, setting)
         return replace(start, sigmas=(*start.sigmas[:4], *(0.9 * sigma for sigma in start.sigmas[4:])))
 
-    monkeypatch.setattr(measuring.Rehearsing, "begin", astray)
+    monkeypatch.setattr(measuring.Perturbing, "begin", astray)
     found, latents, reports = measured(wan, sample)
-    assert found.runs == 2 and not any(table.answered for table in found.tables)
+    assert found.runs == 2 and not any(table.has_error_response for table in found.tables)
     assert "answer to errors not measured: the run did not go as foreseen" in reports[1].notes
     assert torch.equal(latents[2], sample(seed=21))
 
@@ -174,8 +174,8 @@ def test_the_node_gives_out_the_first_full_render_and_keeps_the_answer(wan, samp
     assert kept_here.names() == ["kept"]
     kept = kept_here.load("kept")
     assert kept.digest() == given.digest() == profile.digest()
-    assert [table.answered for table in kept.tables] == [True, False]
-    assert np.array_equal(kept.tables[0].spread, profile.tables[0].spread)
+    assert [table.has_error_response for table in kept.tables] == [True, False]
+    assert np.array_equal(kept.tables[0].deviation, profile.tables[0].deviation)
     assert "answer to errors measured" in output.ui["text"][0]
     assert "not measured" not in output.ui["text"][0]
 
@@ -189,7 +189,7 @@ def test_the_node_says_where_no_answer_was_measured(wan, conds, kept_here):
     ("changed", "told"),
     [
         ({"sampler_name": "dpm_adaptive"}, "depends on what the model answers.*Choose a sampler .* such as euler"),
-        ({"steps": 1}, "only one evaluation.*2 steps or more"),
+        ({"steps": 1}, "only one model call.*2 steps or more"),
         ({"denoise": 0.0}, "give steps and a denoise above 0"),
     ],
     ids=["sampler", "one step", "no step"],
@@ -202,7 +202,7 @@ def test_the_node_keeps_nothing_of_runs_that_cannot_be_recorded(wan, conds, kept
     assert not kept_here.names()
 
 
-@pytest.mark.parametrize("stop_at", [3, STEPS + 4], ids=["first run", "rehearsal"])
+@pytest.mark.parametrize("stop_at", [3, STEPS + 4], ids=["first run", "perturbed"])
 def test_cancel_of_the_node_keeps_no_profile_and_no_tensor(wan, conds, kept_here, stop_at):
     import comfy.model_management as management
 
@@ -219,7 +219,9 @@ def test_cancel_of_the_node_keeps_no_profile_and_no_tensor(wan, conds, kept_here
     assert not list(kept_here.user_dir.rglob("*"))
 
 
-@pytest.mark.parametrize("stop_at", [0, STEPS, STEPS + 4], ids=["first run", "rehearsal begins", "in the rehearsal"])
+@pytest.mark.parametrize(
+    "stop_at", [0, STEPS, STEPS + 4], ids=["first run", "perturbed run begins", "in the perturbed run"]
+)
 def test_cancel_while_measuring_leaves_the_model_as_it_was(wan, sample, stop_at):
     import comfy.model_management as management
     from comfy.patcher_extension import WrappersMP
@@ -238,7 +240,7 @@ def followed(wan, sample, store, profile, seed=20, **more):
     from ertacache.comfy_erta.tasks import Caching
 
     reports = []
-    sample(attach(wan, Caching(Wish(speed=2.0), store, reports.append, profile, **more)), seed=seed)
+    sample(attach(wan, Caching(Settings(speed=2.0), store, reports.append, profile, **more)), seed=seed)
     return reports[0]
 
 
@@ -252,7 +254,7 @@ def test_a_run_like_the_profiled_ones_costs_no_evaluation_on_top(wan, sample, st
 def test_a_run_unlike_them_is_computed_more_with_one_line(wan, sample, store, profile):
     """Unlike by what the plan expects: next to nothing."""
     plan = plan_from_json(followed(wan, sample, store, profile).plan)
-    wary = replace(plan, misses=tuple(1e-6 * miss for miss in plan.misses))
+    wary = replace(plan, residual_limits=tuple(1e-6 * miss for miss in plan.residual_limits))
     report = followed(wan, sample, store, profile, carried=plan_to_json(wary))
     assert report.computed > plan.computed
     assert len(unlike(report)) == 1
@@ -266,7 +268,7 @@ def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(
 
     reports, errors = [], []
     for seed in (20, 21):
-        model = attach(wan, Caching(Wish(speed=2.0), store, reports.append, profile))
+        model = attach(wan, Caching(Settings(speed=2.0), store, reports.append, profile))
         full = sample(seed=seed)
         errors.append(float((sample(model, seed=seed) - full).norm() / full.norm()))
     predicted = plan_from_json(reports[0].plan).predicted_error[0]
@@ -282,7 +284,7 @@ def test_a_profile_that_cannot_be_kept_does_not_cost_the_picture(wan, sample, tm
     in_the_way = tmp_path / "profiles"
     in_the_way.write_text("a file where the folder should be")
     reports = []
-    latent = sample(attach(wan, Caching(Wish(), Store(in_the_way), reports.append)))
+    latent = sample(attach(wan, Caching(Settings(), Store(in_the_way), reports.append)))
     assert torch.equal(latent, sample())
     (note,) = [note for note in reports[0].notes if note.startswith("nothing recorded: profile ")]
     assert "cannot be kept" in note
@@ -313,7 +315,7 @@ def test_a_part_of_the_elements_plans_as_well_as_all(comfy_pack, monkeypatch, le
 
 @pytest.mark.parametrize("prompt", [0, 1])
 def test_the_error_predicted_by_a_profile_of_one_prompt_holds_for_others(comfy_pack, prompt):
-    """With these two it was three times too high as long as the rehearsal held its features."""
+    """With these two it was three times too high as long as the perturbed run held its features."""
     from ertacache.tests.comfy.traps import cached, error, measure, render_trained, trained
 
     model, steps, others = trained(), 50, range(20, 24)

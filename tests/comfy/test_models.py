@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import Wish
+from ertacache.erta.plan import Settings
 from ertacache.erta.profile import Profile
 from ertacache.tests.comfy.model_table import MODELS
 from ertacache.tests.comfy.models import Tiny
@@ -62,7 +62,7 @@ class Case:
         from ertacache.comfy_erta.tasks import Caching
 
         reports: list[Any] = []
-        return attach(self.model, Caching(Wish(speed=speed, level=level), store, reports.append, profile)), reports
+        return attach(self.model, Caching(Settings(speed=speed, level=level), store, reports.append, profile)), reports
 
     @cached_property
     def recorded(self) -> tuple[Profile, torch.Tensor]:

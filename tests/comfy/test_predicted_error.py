@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.loop import Feedback, Loop
-from ertacache.erta.plan import Plan, Wish
+from ertacache.erta.plan import Plan, Settings
 from ertacache.erta.planner import make_plan
 from ertacache.erta.predictors import Affine, Predictor, hold, line, profile_grams
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
-from ertacache.erta.response import Response
+from ertacache.erta.response import ImpulseResponse
+from ertacache.erta.simulation import ErrorResponse, Simulation
 
 SAMPLERS = ("euler", "heun", "dpmpp_2m", "uni_pc", "uni_pc_bh2", "res_multistep", "deis", "ipndm", "dpm_2", "ddim")
 STEPS, ELEMENTS, RUNS = 14, 40, 3
@@ -43,7 +43,7 @@ def schedule(wan: Any) -> np.ndarray:
     return comfy.samplers.calculate_sigmas(sampling, "simple", STEPS).double().numpy()
 
 
-Known = Callable[[str], Callable[[np.ndarray], Response]]
+Known = Callable[[str], Callable[[np.ndarray], ImpulseResponse]]
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,14 @@ def respond_with(wan: Any) -> Known:
     from ertacache.comfy_erta.probing import sampler_response
 
     @functools.cache
-    def probed(name: str, sigmas: tuple[float, ...]) -> Response:
+    def probed(name: str, sigmas: tuple[float, ...]) -> ImpulseResponse:
         return sampler_response(comfy.samplers.sampler_object(name), np.array(sigmas), wan)
 
     return lambda name: lambda sigmas: probed(name, tuple(sigmas.tolist()))
 
 
 def features_at(sigmas: np.ndarray) -> torch.Tensor:
-    """(M, RUNS, 40) smooth in sigma plus a bit of noise, so that evaluations at one sigma (heun) differ too."""
+    """(M, RUNS, 40) smooth in sigma plus a bit of noise, so that model calls at one sigma (heun) differ too."""
     rng = np.random.default_rng(0)
     a, b, c = rng.normal(size=(3, 1, RUNS, ELEMENTS))
     at = sigmas[:, None, None]
@@ -70,12 +70,12 @@ def features_at(sigmas: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(noisy.astype(np.float32).astype(np.float64))  # what a Recorder keeps without loss
 
 
-def record(response: Response) -> Profile:
+def record(response: ImpulseResponse) -> Profile:
     tables = []
     features = features_at(response.sigmas)
     for run in range(RUNS):
         recorder = Recorder(response.sigmas)
-        for i in range(response.evaluations):
+        for i in range(response.calls):
             recorder.observe(i, "guided", features[i, run])
         tables += recorder.tables(run, 1.0)
     return Profile(MEASURED, tuple(tables))
@@ -115,11 +115,11 @@ def missed(wan: Any, name: str, schedule: np.ndarray, plan: Plan, features: torc
 
     recorded = run_sampler(wan, name, schedule, lambda i: features[i])
     followed = run_sampler(wan, name, schedule, follow)
-    assert reused == plan.evaluations - plan.computed
+    assert reused == plan.calls - plan.computed
     return recorded - followed
 
 
-def unanswered(plan: Plan, response: Response, profile: Profile) -> tuple[Plan, np.ndarray]:
+def unanswered(plan: Plan, response: ImpulseResponse, profile: Profile) -> tuple[Plan, np.ndarray]:
     """The plan with what suits a model that gives what was recorded wherever it is asked, and (RUNS,) RMS errors."""
     grams = profile_grams(profile)
     known: dict[str, Predictor | None] = {
@@ -128,9 +128,11 @@ def unanswered(plan: Plan, response: Response, profile: Profile) -> tuple[Plan, 
         "hold": hold,
         "affine": Affine(grams),
     }
-    nothing = np.zeros(response.evaluations)
-    loop = Loop(response, grams, Feedback(nothing, nothing, np.eye(response.evaluations)), frozenset(plan.restarts))
-    shape = loop.shape(plan.compute, known[plan.wish.predictor], plan.wish.corrector)
+    nothing = np.zeros(response.calls)
+    simulation = Simulation(
+        response, grams, ErrorResponse(nothing, nothing, np.eye(response.calls)), frozenset(plan.resets)
+    )
+    shape = simulation.shape(plan.compute, known[plan.settings.predictor], plan.settings.corrector)
     fitted = {name: tuple(getattr(shape, name)) for name in ("coefficients", "offsets", "corrections")}
     return replace(plan, **fitted), np.sqrt(shape.squares)
 
@@ -146,10 +148,10 @@ def test_predicted_error_is_that_of_the_sampler_itself(
     respond = respond_with(name)
     response = respond(schedule)
     profile = record(response)
-    wish = Wish(2.5, predictor=predictor, corrector=corrector)
-    plan = make_plan(schedule, respond, profile, wish, edges=(0.93,))
+    settings = Settings(2.5, predictor=predictor, corrector=corrector)
+    plan = make_plan(schedule, respond, profile, settings, edges=(0.93,))
     plan, predicted = unanswered(plan, response, profile)
-    assert plan.computed < plan.evaluations
+    assert plan.computed < plan.calls
     assert any(plan.corrections) == corrector
     found = missed(wan, name, schedule, plan, features_at(response.sigmas))
     np.testing.assert_allclose(np.sqrt(np.mean(found**2, axis=1)), predicted, rtol=1e-6)
@@ -167,12 +169,12 @@ def test_corrector_lowers_the_real_error_of_the_built_in_plan(
     features = torch.from_numpy(a + b * sigmas + c * np.exp(-3 * sigmas))
     left = {}
     for corrector in (False, True):
-        plan = make_plan(schedule, respond, None, Wish(2.0, corrector=corrector))
+        plan = make_plan(schedule, respond, None, Settings(2.0, corrector=corrector))
         left[corrector] = np.linalg.norm(missed(wan, name, schedule, plan, features))
     assert left[True] < 0.5 * left[False]
 
 
 def test_plan_that_computes_all_misses_nothing(wan: Any, respond_with: Known, schedule: np.ndarray) -> None:
     respond = respond_with("dpmpp_2m")
-    plan = make_plan(schedule, respond, None, Wish(1.0))
+    plan = make_plan(schedule, respond, None, Settings(1.0))
     assert not missed(wan, "dpmpp_2m", schedule, plan, features_at(respond(schedule).sigmas)).any()

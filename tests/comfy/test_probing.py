@@ -55,7 +55,7 @@ def test_response_foresees_every_evaluation(wan, sample, name):
 
     model.add_wrapper_with_key(extension.WrappersMP.PREDICT_NOISE, "note", note)
     sample(model, sampler_name=name)
-    assert watch.report.evaluations == watch.response.evaluations == len(sigmas)
+    assert watch.report.calls == watch.response.calls == len(sigmas)
     assert torch.allclose(torch.tensor(sigmas).double(), torch.from_numpy(watch.response.sigmas), rtol=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_euler_response_is_the_step_lengths(wan):
 
     sigmas = schedule(wan).double().numpy()
     known, probed = euler_response(sigmas), probe_named(wan, "euler")
-    np.testing.assert_allclose(probed.influence, known.influence, atol=1e-12)
+    np.testing.assert_allclose(probed.matrix, known.matrix, atol=1e-12)
     np.testing.assert_allclose(probed.sigmas, known.sigmas)
 
 
@@ -95,7 +95,7 @@ def test_a_sampler_that_asks_for_the_device_and_for_marks_on_the_model_is_probed
 
     sigmas = schedule(wan).double().numpy()
     found = sampler_response(comfy.samplers.KSAMPLER(sample_elsewhere), sigmas, wan)
-    assert torch.allclose(torch.from_numpy(found.influence), torch.from_numpy(probe_named(wan, "euler").influence))
+    assert torch.allclose(torch.from_numpy(found.matrix), torch.from_numpy(probe_named(wan, "euler").matrix))
 
 
 def test_probe_leaves_random_state_and_schedule_alone(wan):

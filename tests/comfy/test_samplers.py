@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.planner import MIN_EVALUATIONS
+from ertacache.erta.planner import MIN_CALLS
 from ertacache.tests.comfy.traps import (
     LEVELS,
     STEPS,
@@ -41,16 +41,16 @@ What ERTACache does with each sampler that ComfyUI lists, at {STEPS} steps and s
 with what really happens (`tests/comfy/test_samplers.py`). It holds for every scheduler: a plan is made for the sigmas
 of the run, whichever node they come from.
 
-"Evaluations" are calls of the sampler to its model; some samplers make more than one per step. "passed through" means
+"Model calls" are calls of the sampler to its model; some samplers make more than one per step. "passed through" means
 that everything is computed, to the bit as without the cache, and the report says why.
 
-| Sampler | Evaluations | Computed at 2x | What happens |
+| Sampler | Model calls | Computed at 2x | What happens |
 |---|---|---|---|
 """
 
 WHY = {
     "how often or where": "passed through: how often and where it evaluates depends on what the model answers",
-    "from within guidance": "passed through: it reads the unconditional prediction, which a reused evaluation has not",
+    "from within guidance": "passed through: it reads the unconditional prediction, which a reused model call has not",
 }
 
 
@@ -70,12 +70,12 @@ def outcome(name: str) -> tuple[str, str, str]:
     model, reports = cached(speed=2.0)
     result, full = render(model, sampler_name=name), render(sampler_name=name)
     (report,) = reports
-    assert report.computed + report.reused == report.evaluations
+    assert report.computed + report.reused == report.calls
     if report.reused:
         # Fresh noise is the same with and without, but what it is added to is not.
         assert report.complete and error(result, full) < (0.5 if name in AMPLIFYING else 0.15)
         told = "reused; it amplifies errors, so it wants less speed" if name in AMPLIFYING else "reused"
-        return str(report.evaluations), str(report.computed), told
+        return str(report.calls), str(report.computed), told
     assert torch.equal(result, full)
     (note,) = report.notes
     return "–", "all", next((told for part, told in WHY.items() if part in note), note)
@@ -161,7 +161,7 @@ def test_ranges_with_leftover_noise_are_two_cached_runs(level):
         first = advanced(one, empty(), 0, 8, True, True, 16)
         results.append(advanced(one, first, 8, 16, False, False, 16)["samples"])
     assert error(*results) < 0.05
-    assert [report.evaluations for report in reports] == [8, 8]
+    assert [report.calls for report in reports] == [8, 8]
     assert all(report.reused for report in reports)
     whole = render(steps=16)
     assert error(results[1], whole) < 1e-5, "the halves are the whole"
@@ -179,7 +179,7 @@ def test_sampler_custom(level):
         first = node(custom, "SamplerCustom", one, True, 5, 5.0, phrase(0), phrase(-1), picked, high, empty())
         results.append(node(custom, "SamplerCustom", one, False, 5, 5.0, phrase(0), phrase(-1), picked, low, first))
     assert error(*(result["samples"] for result in results)) < 0.1
-    assert [report.evaluations for report in reports] == [6, 6]
+    assert [report.calls for report in reports] == [6, 6]
 
 
 def node_outputs(module: str, name: str, *args: Any) -> Any:
@@ -219,9 +219,9 @@ def test_from_1_to_100_steps(steps):
     """From the first count that leaves something to reuse on, half is computed and the picture stays."""
     model, reports = cached(speed=2.0)
     found = error(render(model, steps=steps), render(steps=steps))
-    expected = steps if steps < MIN_EVALUATIONS else round(steps / 2)
+    expected = steps if steps < MIN_CALLS else round(steps / 2)
     assert reports[0].computed == expected
-    assert found == 0.0 if steps < MIN_EVALUATIONS else found < (0.1 if steps > 6 else 0.3)
+    assert found == 0.0 if steps < MIN_CALLS else found < (0.1 if steps > 6 else 0.3)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "lcm", "dpmpp_sde", "res_multistep"])
@@ -232,7 +232,7 @@ def test_settings_of_few_step_loras(sampler, steps):
     given = {"sampler_name": sampler, "steps": steps, "cfg": 1.0, "scheduler": "sgm_uniform"}
     found = error(render(model, **given), render(**given))
     (report,) = reports
-    if report.evaluations < MIN_EVALUATIONS:
+    if report.calls < MIN_CALLS:
         assert found == 0.0 and any("too few" in note for note in report.notes)
     else:
         assert report.reused and found < 0.25

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ertacache.erta.plan import Wish, plan_from_json
+from ertacache.erta.plan import Settings, plan_from_json
 from ertacache.erta.profile import Profile
 
 STEPS = 12
@@ -37,13 +37,13 @@ def recorded(comfy_pack, wan, sample):
     return record
 
 
-def cached(wan, store, wish, profile=None, **more):
+def cached(wan, store, settings, profile=None, **more):
     """(model, reports) with the cache on it."""
     from ertacache.comfy_erta.session import attach
     from ertacache.comfy_erta.tasks import Caching
 
     reports = []
-    return attach(wan, Caching(wish, store, reports.append, profile, **more)), reports
+    return attach(wan, Caching(settings, store, reports.append, profile, **more)), reports
 
 
 class Counter:
@@ -73,14 +73,14 @@ def test_speed_one_and_recording_are_bit_identical(comfy_pack, sample, store, re
 
     model = make_wan(dtype)
     reference = sample(model)
-    untouched, _ = cached(model, store, Wish(speed=1.0, level=level))
+    untouched, _ = cached(model, store, Settings(speed=1.0, level=level))
     assert torch.equal(sample(untouched), reference)
     profile = recorded(level, model=model)
-    all_computed = Wish(speed=2.0, level=level, protect_start=STEPS)
+    all_computed = Settings(speed=2.0, level=level, protect_start=STEPS)
     kept, reports = cached(model, store, all_computed, profile)
     assert torch.equal(sample(kept), reference)
     assert reports[0].computed == STEPS
-    recording, _ = cached(model, store, Wish(speed=2.0, level=level))
+    recording, _ = cached(model, store, Settings(speed=2.0, level=level))
     assert torch.equal(sample(recording), reference)
 
 
@@ -89,12 +89,12 @@ def test_speed_one_and_recording_are_bit_identical(comfy_pack, sample, store, re
 def test_reused_evaluations_do_not_reach_the_model(wan, sample, store, recorded, level, sampler):
     reference = sample(sampler_name=sampler)
     profile = recorded(level, sampler_name=sampler)
-    model, reports = cached(wan, store, Wish(speed=2.0, level=level), profile)
+    model, reports = cached(wan, store, Settings(speed=2.0, level=level), profile)
     counter = Counter(model)
     result = sample(model, sampler_name=sampler)
     report = reports[0]
-    assert report.computed + report.reused == report.evaluations
-    assert report.computed == round(report.evaluations / 2)
+    assert report.computed + report.reused == report.calls
+    assert report.computed == round(report.calls / 2)
     assert report.complete, report.notes
     if level == "output":
         assert counter.calls == report.computed
@@ -106,14 +106,14 @@ def test_the_two_levels_agree_at_the_same_schedule(wan, sample, store, recorded)
     reference = sample()
     errors = {}
     for level in ("output", "blocks"):
-        wish = Wish(speed=1.5, level=level, predictor="linear", corrector=False)
-        model, _ = cached(wan, store, wish, recorded(level))
+        settings = Settings(speed=1.5, level=level, predictor="linear", corrector=False)
+        model, _ = cached(wan, store, settings, recorded(level))
         errors[level] = error(sample(model), reference)
     assert errors["blocks"] < 5.0 * errors["output"] + 1e-4
 
 
 def test_first_render_records_and_the_second_is_fast(wan, sample, store):
-    model, reports = cached(wan, store, Wish(speed=2.0))
+    model, reports = cached(wan, store, Settings(speed=2.0))
     reference = sample()
     assert torch.equal(sample(model), reference)
     assert len(store.names()) == 1
@@ -125,7 +125,7 @@ def test_first_render_records_and_the_second_is_fast(wan, sample, store):
 
 
 def test_builtin_plan_is_fast_at_once_and_keeps_nothing(wan, sample, store):
-    model, reports = cached(wan, store, Wish(speed=2.0), without_profile="built-in plan")
+    model, reports = cached(wan, store, Settings(speed=2.0), without_profile="built-in plan")
     result = sample(model)
     assert reports[0].computed == STEPS // 2
     assert not store.names()
@@ -136,17 +136,17 @@ def test_builtin_plan_is_fast_at_once_and_keeps_nothing(wan, sample, store):
 def test_a_carried_plan_renders_the_same_where_the_profile_is_missing(wan, sample, store, recorded, tmp_path):
     from ertacache.comfy_erta.store import Store
 
-    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     first = sample(model)
     assert plan_from_json(reports[0].plan).computed == STEPS // 2
     elsewhere = Store(tmp_path / "empty")
-    again, told = cached(wan, elsewhere, Wish(speed=2.0), carried=reports[0].plan)
+    again, told = cached(wan, elsewhere, Settings(speed=2.0), carried=reports[0].plan)
     assert torch.equal(sample(again), first)
     assert "plan carried by the workflow" in told[0].notes
-    other, told = cached(wan, elsewhere, Wish(speed=1.5), carried=reports[0].plan, without_profile="built-in plan")
+    other, told = cached(wan, elsewhere, Settings(speed=1.5), carried=reports[0].plan, without_profile="built-in plan")
     sample(other)
     assert told[0].computed == round(STEPS / 1.5), "a turned knob beats the carried plan"
-    shifted, told = cached(wan, elsewhere, Wish(speed=2.0), carried="{not json", without_profile="built-in plan")
+    shifted, told = cached(wan, elsewhere, Settings(speed=2.0), carried="{not json", without_profile="built-in plan")
     sample(shifted)
     assert any("is not used" in note for note in told[0].notes)
 
@@ -158,11 +158,11 @@ def test_other_models_lora_refuses_a_connected_profile(wan, sample, store, recor
     lora = wan.clone()
     key = "diffusion_model.blocks.0.ffn.0.weight"
     lora.add_patches({key: (torch.randn(128, 128),)}, 0.5)
-    model, _ = cached(lora, store, Wish(), profile)
+    model, _ = cached(lora, store, Settings(), profile)
     with pytest.raises(ProfileMismatch, match="loras"):
         sample(model)
     store.save("base", profile)
-    unconnected, reports = cached(lora, store, Wish(), without_profile="built-in plan")
+    unconnected, reports = cached(lora, store, Settings(), without_profile="built-in plan")
     sample(unconnected)
     assert not reports[0].predicted_error, "with none connected it does not count as fitting"
 
@@ -171,14 +171,14 @@ def test_other_models_lora_refuses_a_connected_profile(wan, sample, store, recor
     "changed", [{"steps": 20}, {"cfg": 4.0}, {"scheduler": "normal"}, {"sampler_name": "dpmpp_2m"}]
 )
 def test_other_settings_are_used_and_said(wan, sample, store, recorded, changed):
-    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     sample(model, **changed)
     assert reports[0].reused > 0
     assert reports[0].notes, "a line says what differs"
 
 
 def test_other_latent_shape_is_used_and_said(wan, sample, store, recorded):
-    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     sample(model, latent={"samples": torch.zeros(2, 16, 3, 4, 6)})
     assert reports[0].reused > 0
     assert any("latent" in note for note in reports[0].notes)
@@ -186,21 +186,21 @@ def test_other_latent_shape_is_used_and_said(wan, sample, store, recorded):
 
 def test_unforeseeable_samplers_are_computed_in_full_and_say_so(wan, sample, store):
     for name in ("dpm_adaptive", "euler_cfg_pp"):
-        model, reports = cached(wan, store, Wish(speed=2.0))
+        model, reports = cached(wan, store, Settings(speed=2.0))
         assert torch.equal(sample(model, sampler_name=name), sample(sampler_name=name))
         assert reports[0].reused == 0
         assert any("everything computed" in note for note in reports[0].notes)
 
 
 def test_few_steps_pass_through(wan, sample, store, recorded):
-    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     for steps in (1, 2, 5):
         assert torch.equal(sample(model, steps=steps), sample(steps=steps))
         assert any("too few" in note for note in reports[-1].notes)
 
 
 def test_speed_beyond_reach_takes_the_nearest(wan, sample, store, recorded):
-    model, reports = cached(wan, store, Wish(speed=50.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=50.0), recorded())
     sample(model)
     assert reports[0].computed == 2
     assert any("more than" in note for note in reports[0].notes)
@@ -213,7 +213,7 @@ def test_cancel_leaves_no_profile_no_tensor_and_no_wrapper(wan, sample, store, l
     from comfy.patcher_extension import WrappersMP
 
     before = {k: dict(v) if isinstance(v, dict) else v for k, v in vars(wan).items()}
-    model, reports = cached(wan, store, Wish(speed=2.0, level=level))
+    model, reports = cached(wan, store, Settings(speed=2.0, level=level))
     counter = Counter(model)
     entered = []
 
@@ -245,7 +245,7 @@ def test_errors_of_the_model_arrive_untouched(wan, sample, store, recorded):
     from comfy.patcher_extension import WrappersMP
 
     failure = torch.cuda.OutOfMemoryError("made up")
-    model, _ = cached(wan, store, Wish(speed=2.0), recorded())
+    model, _ = cached(wan, store, Settings(speed=2.0), recorded())
 
     def fail(executor, *args, **kwargs):
         raise failure
@@ -258,8 +258,8 @@ def test_errors_of_the_model_arrive_untouched(wan, sample, store, recorded):
 
 def test_the_second_node_in_a_row_replaces_the_first(wan, sample, store, recorded):
     profile = recorded()
-    first, unheard = cached(wan, store, Wish(speed=3.0), profile)
-    second, reports = cached(first, store, Wish(speed=2.0), profile)
+    first, unheard = cached(wan, store, Settings(speed=3.0), profile)
+    second, reports = cached(first, store, Settings(speed=2.0), profile)
     sample(second)
     assert reports[0].computed == STEPS // 2
     assert not unheard
@@ -267,7 +267,7 @@ def test_the_second_node_in_a_row_replaces_the_first(wan, sample, store, recorde
 
 def test_running_twice_with_one_model_gives_one_picture(wan, sample, store, recorded):
     """The run's state is not in the MODEL: a model that ComfyUI serves from its cache works the second time too."""
-    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     first = sample(model)
     state = torch.random.get_rng_state()
     torch.manual_seed(1)
@@ -281,7 +281,7 @@ def test_first_evaluation_behind_a_range_edge_is_computed(wan, sample, conds, st
 
     early = node_helpers.conditioning_set_values(conds[0], {"start_percent": 0.0, "end_percent": 0.5})
     late = node_helpers.conditioning_set_values(conds[1], {"start_percent": 0.5, "end_percent": 1.0})
-    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     positive = [*early, *late]
     result = sample(model, positive=positive)
     edge = float(wan.get_model_object("model_sampling").percent_to_sigma(0.5))
@@ -294,7 +294,7 @@ def test_first_evaluation_behind_a_range_edge_is_computed(wan, sample, conds, st
 def test_a_sampler_that_comes_elsewhere_than_foreseen_is_computed_from_there(wan, sample, store, recorded):
     from ertacache.comfy_erta import session as module
 
-    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     task = module.attached_task(model)
 
     class Shifted:
@@ -315,7 +315,7 @@ def test_a_sampler_that_comes_elsewhere_than_foreseen_is_computed_from_there(wan
 def test_inpainting_and_partial_denoise_reuse(wan, sample, store, recorded):
     latent = {"samples": torch.randn(1, 16, 2, 4, 4), "noise_mask": torch.zeros(1, 1, 4, 4)}
     latent["noise_mask"][..., 2:] = 1.0
-    model, reports = cached(wan, store, Wish(speed=1.5), recorded())
+    model, reports = cached(wan, store, Settings(speed=1.5), recorded())
     given = {"latent": latent, "denoise": 0.6}
     result, reference = sample(model, **given), sample(**given)
     assert reports[0].reused > 0
@@ -327,8 +327,8 @@ def test_inpainting_and_partial_denoise_reuse(wan, sample, store, recorded):
 def test_paper_mode_adjusts_the_sigmas_and_ends_at_zero(wan, sample, store, recorded):
     import comfy.samplers
 
-    wish = Wish(speed=2.0, mode="paper", level="blocks", timesteps=True)
-    model, reports = cached(wan, store, wish, recorded("blocks"))
+    settings = Settings(speed=2.0, mode="paper", level="blocks", timesteps=True)
+    model, reports = cached(wan, store, settings, recorded("blocks"))
     result = sample(model)
     plan = plan_from_json(reports[0].plan)
     assert len(plan.schedule) == STEPS + 1 and plan.schedule[-1] == 0.0
@@ -343,7 +343,7 @@ def test_paper_mode_adjusts_the_sigmas_and_ends_at_zero(wan, sample, store, reco
 
 
 def test_no_host_synchronisation_on_a_reused_evaluation(wan, sample, store, recorded):
-    """Under a mode that refuses to read a scalar from a tensor; computed evaluations are outside of it."""
+    """Under a mode that refuses to read a scalar from a tensor; computed model calls are outside of it."""
     from comfy.patcher_extension import WrappersMP
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -353,7 +353,7 @@ def test_no_host_synchronisation_on_a_reused_evaluation(wan, sample, store, reco
             assert "_local_scalar_dense" not in name and "nonzero" not in name, name
             return func(*args, **(kwargs or {}))
 
-    model, reports = cached(wan, store, Wish(speed=2.0), recorded())
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     reused = []
 
     def watch(executor, x, timestep, *args, **kwargs):

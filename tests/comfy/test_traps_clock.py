@@ -1,4 +1,4 @@
-"""PEERS.md, T13 and T14: what counts are evaluations, wherever they fall, never steps or calls of something else."""
+"""PEERS.md, T13 and T14: what counts are model calls, wherever they fall, never steps or calls of something else."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def assert_evaluations_are_what_the_model_was_asked(level: str, sampler: str) ->
     model, reports = cached(base, speed=2.0, level=level)
     render(model, sampler_name=sampler)
     (report,) = reports
-    assert report.evaluations == len(asked) == len(report.sigmas), "another number of evaluations was foreseen"
+    assert report.calls == len(asked) == len(report.sigmas), "another number of model calls was foreseen"
     np.testing.assert_allclose(asked, report.sigmas, rtol=1e-4)
-    assert report.computed + report.reused == report.evaluations
-    assert report.computed == sum(plan_from_json(report.plan).compute) == round(report.evaluations / 2)
+    assert report.computed + report.reused == report.calls
+    assert report.computed == sum(plan_from_json(report.plan).compute) == round(report.calls / 2)
     assert report.speed_up >= 1.0 and report.complete
     if level == "output":
         assert len(calls) == report.computed
@@ -84,7 +84,7 @@ def repeated() -> torch.Tensor:
 
 
 def back_and_forth() -> torch.Tensor:
-    """Down, up again and down, as restarts do."""
+    """Down, up again and down, as history resets do."""
     sigmas = simple(10)
     return torch.cat([sigmas[:7], sigmas[3:]])
 
@@ -115,7 +115,7 @@ def assert_right_or_computed(level: str, sigmas: torch.Tensor, known: Any, sampl
     else:
         assert torch.equal(result, full)
         assert report.notes
-    assert report.computed + report.reused == report.evaluations
+    assert report.computed + report.reused == report.calls
     return report
 
 
@@ -124,7 +124,7 @@ def assert_right_or_computed(level: str, sigmas: torch.Tensor, known: Any, sampl
 def test_t14_any_schedule_is_right(level, schedule):
     sigmas = schedule()
     report = assert_right_or_computed(level, sigmas, None)
-    assert report.evaluations == len(sigmas) - 1
+    assert report.calls == len(sigmas) - 1
 
 
 @levels
@@ -172,7 +172,7 @@ def test_t14_split_sigmas_are_two_runs_of_their_own(level):
             latent = {"samples": with_guider(cfg_guider(one), sigmas, latent=latent)}
         results.append(latent["samples"])
     assert error(*results) < 0.1
-    assert [report.evaluations for report in reports] == [8, 8]
+    assert [report.calls for report in reports] == [8, 8]
     assert all(report.compute.startswith("1") and report.reused for report in reports)
 
 
@@ -183,4 +183,4 @@ def test_t14_a_part_of_the_run_is_right(level, denoise):
     latent = {"samples": torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(2))}
     given = {"latent": latent, "denoise": denoise}
     assert error(render(model, **given), render(**given)) < 0.1
-    assert reports[0].evaluations == STEPS and reports[0].reused > 0
+    assert reports[0].calls == STEPS and reports[0].reused > 0

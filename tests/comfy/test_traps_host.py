@@ -1,4 +1,4 @@
-"""PEERS.md, T21 to T24: other nodes on the same model, torch.compile, and what a reused evaluation costs.
+"""PEERS.md, T21 to T24: other nodes on the same model, torch.compile, and what a reused model call costs.
 
 T20, private imports, is tests/core/test_structure.py's; the control inputs of T21 are tests/comfy/test_models.py's.
 """
@@ -92,11 +92,11 @@ def teacache_like(model: Any) -> Any:
 def assert_the_other_cache_is_left_alone(level: str, other: Callable[[Any], Any], ours_first: bool, store: Any) -> None:
     from ertacache.comfy_erta.session import attach
     from ertacache.comfy_erta.tasks import Caching
-    from ertacache.erta.plan import Wish
+    from ertacache.erta.plan import Settings
 
     model = trained(torch.bfloat16)  # in float32 EasyCache spoils a flow model by itself: T1
     reports: list[Any] = []
-    task = Caching(Wish(speed=2.0, level=level), store, reports.append)
+    task = Caching(Settings(speed=2.0, level=level), store, reports.append)
     both = other(attach(model, task)) if ours_first else attach(other(model), task)
     assert torch.equal(render(both), render(other(model))), "the two skip on top of each other"
     assert any("is on this model too" in note and "Remove one" in note for note in reports[0].notes)
@@ -264,10 +264,10 @@ def test_t23_blocks_level_follows_its_plan_in_a_compiled_model():
     """From the first render on, where the compiled model contains our wrappers; a second render compiles nothing."""
     small = make_wan(torch.float32, blocks=2)
     known = measure(lambda model, run: render(model, seed=40 + run), "blocks", small)
-    wish = {"speed": 2.0, "level": "blocks"}
-    expected = render(cached(small, known, **wish)[0])
-    before, reports = cached(compiled(small), known, **wish)
-    after, told = cached(small, known, **wish)
+    settings = {"speed": 2.0, "level": "blocks"}
+    expected = render(cached(small, known, **settings)[0])
+    before, reports = cached(compiled(small), known, **settings)
+    after, told = cached(small, known, **settings)
     for model in (before, compiled(after)):
         (once, first), (twice, both) = graphs(model, 1), graphs(model, 2)
         assert all(error(result, expected) < 1e-5 for result in (*first, *both))
@@ -292,7 +292,7 @@ def test_t23_a_profile_recorded_on_a_compiled_model_is_the_same(level):
         np.testing.assert_allclose(table.l1, other.l1, rtol=1e-3, atol=1e-6)
 
 
-# T24: what a reused evaluation waits for, and what is held
+# T24: what a reused model call waits for, and what is held
 
 
 class NoReads(TorchDispatchMode):
@@ -301,13 +301,13 @@ class NoReads(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(function)
         assert not any(waits in name for waits in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal.default")), (
-            f"{name} in a reused evaluation"
+            f"{name} in a reused model call"
         )
         return function(*args, **(kwargs or {}))
 
 
 def assert_nothing_is_waited_for() -> None:
-    """Reused evaluations at output level, where no other code than ours runs in them."""
+    """Reused model calls at output level, where no other code than ours runs in them."""
     pattern: list[str] = []
     calls: list[int] = []
 
@@ -338,7 +338,7 @@ def test_t24_a_comparison_with_a_number_is_seen(monkeypatch):
         return found if found is None or found.abs().max() > 0.0 else None
 
     monkeypatch.setattr(Replay, "predict", comparing)
-    with pytest.raises(AssertionError, match="in a reused evaluation"):
+    with pytest.raises(AssertionError, match="in a reused model call"):
         assert_nothing_is_waited_for()
 
 

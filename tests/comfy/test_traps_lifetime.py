@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import Wish
+from ertacache.erta.plan import Settings
 from ertacache.erta.replay import Replay
 from ertacache.tests.comfy.traps import (
     LEVELS,
@@ -225,7 +225,7 @@ def test_t18_a_change_upstream_is_cached_anew_and_named(store, changed):
 
     store.save("kept", profile())
     reports: list[Any] = []
-    task = Caching(Wish(speed=2.0), store, reports.append, without_profile="built-in plan")
+    task = Caching(Settings(speed=2.0), store, reports.append, without_profile="built-in plan")
     first = attach(smooth(), task)
     render(first)
     again = attach(UPSTREAM[changed](smooth()), task)
@@ -250,7 +250,7 @@ def plain_render() -> torch.Tensor:
 
 
 def assert_it_arrives(level: str, ending: str, at: int, store: Any, known: Any = None) -> None:
-    """Raised at one evaluation: sampled once, the same object arrives, nothing is kept, the next run is a fresh one."""
+    """Raised at one model call: sampled once, the same object arrives, nothing is kept, the next run is a fresh one."""
     from ertacache.comfy_erta.session import attach
     from ertacache.comfy_erta.tasks import Caching
 
@@ -264,7 +264,7 @@ def assert_it_arrives(level: str, ending: str, at: int, store: Any, known: Any =
     reports: list[Any] = []
     # The run's own call of the sampler lies inside ours, so what we call is counted.
     base = stopping(wrapped(smooth(), "sampler_sample", enter), at, failure, "predict_noise")
-    model = attach(base, Caching(Wish(speed=2.0, level=level), store, reports.append, known))
+    model = attach(base, Caching(Settings(speed=2.0, level=level), store, reports.append, known))
     with pytest.raises(type(failure)) as caught:
         render(model)
     assert caught.value is failure

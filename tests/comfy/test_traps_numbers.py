@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.plan import Plan, Wish, plan_from_json
+from ertacache.erta.plan import Plan, Settings, plan_from_json
 from ertacache.erta.replay import Replay
 from ertacache.tests.comfy.traps import (
     LEVELS,
@@ -130,13 +130,13 @@ def held_plan(wan: Any, compute: str = "10" * (STEPS // 2), level: str = "output
     sigmas = comfy.samplers.calculate_sigmas(wan.get_model_object("model_sampling"), "simple", len(compute))
     nothing = (0.0,) * len(compute)
     return Plan(
-        wish=Wish(level=level),
+        settings=Settings(level=level),
         sigmas=tuple(float(sigma) for sigma in sigmas[:-1]),
         compute=tuple(one == "1" for one in compute),
         coefficients=tuple(() if one == "1" else (1.0,) for one in compute),
         offsets=nothing,
         corrections=nothing,
-        misses=nothing,
+        residual_limits=nothing,
     )
 
 
@@ -197,7 +197,7 @@ def test_t02_a_residual_taken_without_a_copy_is_seen(wan, sample, monkeypatch):
 
 
 class Forgetful(Replay):
-    """Loses all it has before evaluation 5."""
+    """Loses all it has before model call 5."""
 
     def predict(self, i: int, key: str) -> torch.Tensor | None:
         if i == 5:
@@ -236,7 +236,7 @@ def test_t03_a_range_that_starts_late_begins_computed(wan, sample, level):
     model, reports = cached(wan, speed=2.0, level=level)
     given = {"start_step": 4, "last_step": STEPS, "force_full_denoise": True}
     result = sample(model, **given)
-    assert reports[0].evaluations == STEPS - 4
+    assert reports[0].calls == STEPS - 4
     assert reports[0].compute[0] == "1"
     assert reports[0].computed == (STEPS - 4) // 2
     assert error(result, sample(**given)) < 0.25
@@ -258,7 +258,7 @@ def test_t03_a_missing_entry_taken_as_zero_is_seen(wan, sample, monkeypatch):
 
 
 def smaller_from(at: int) -> Any:
-    """PREDICT_NOISE wrapper: from evaluation ``at`` on only the left half is asked for, and mirrored to the right."""
+    """PREDICT_NOISE wrapper: from model call ``at`` on only the left half is asked for, and mirrored to the right."""
     calls = []
 
     def wrapper(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -306,7 +306,7 @@ def test_t04_what_was_kept_cut_to_fit_is_seen(wan, sample, monkeypatch):
 
 
 def coarse(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """PREDICT_NOISE wrapper: every third evaluation comes in another dtype."""
+    """PREDICT_NOISE wrapper: every third model call comes in another dtype."""
     coarse.calls += 1
     return executor(x.to(torch.bfloat16) if coarse.calls % 3 == 0 else x, *args, **kwargs).to(x.dtype)
 

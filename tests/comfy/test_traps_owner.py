@@ -74,7 +74,7 @@ def assert_split_is_batched(wan: Any, sample: Any, level: str) -> None:
         known = wan.model.memory_required
 
         def required(*args, split=split, calls=calls, known=known, **kwargs):
-            # Asked once or twice for each batch: two evaluations in a row may be split differently.
+            # Asked once or twice for each batch: two model calls in a row may be split differently.
             return 1e30 if split(next(calls)) else known(*args, **kwargs)
 
         patch.setattr(wan.model, "memory_required", required)
@@ -109,7 +109,7 @@ def test_t08_residuals_told_apart_by_their_place_in_the_batch_are_seen(wan, samp
 
 
 def test_t08_output_level_decides_once_for_all_conds(wan, sample, monkeypatch):
-    """Counted at the model: a reused evaluation asks for neither of the two."""
+    """Counted at the model: a reused model call asks for neither of the two."""
     kept_apart(monkeypatch, wan)
     base, calls = counted(wan)
     model, _ = cached(base, speed=2.0)
@@ -279,7 +279,7 @@ def assert_the_edge_is_computed(level: str, positive: Callable[[], Any]) -> None
     (report,) = reports
     behind = next(i for i, sigma in enumerate(report.sigmas) if sigma <= sigma_at(0.45))
     plan = plan_from_json(report.plan)
-    assert behind in plan.restarts and report.compute[behind] == "1", "the first evaluation behind the edge is reused"
+    assert behind in plan.resets and report.compute[behind] == "1", "the first model call behind the edge is reused"
     assert any(np.isclose(sigma, report.sigmas[behind], rtol=1e-4) for sigma in calls)
     assert report.computed == sum(plan.compute)
     assert found < 0.1
@@ -389,7 +389,7 @@ def assert_hidden_edges_are_found(level: str, ranged: Callable[..., Any]) -> Non
     report = assert_as_good_as_a_single_cond(level, base, render(base), render)
     for edge in (sigma_at(0.3), sigma_at(0.7)):
         behind = next(i for i, sigma in enumerate(report.sigmas) if sigma <= edge)
-        assert behind in plan_from_json(report.plan).restarts, "reuse goes on across the edge"
+        assert behind in plan_from_json(report.plan).resets, "reuse goes on across the edge"
         assert report.compute[behind] == "1"
 
 
@@ -409,7 +409,9 @@ def test_t11_hidden_edges_that_are_not_looked_for_are_seen(monkeypatch, ranged):
 
 
 def test_t11_an_edge_that_nobody_can_find_is_noticed_on_the_way(monkeypatch):
-    """What the computed evaluations tell is then all there is to go by: the gap after the next one is computed."""
+    """What the computed model calls tell is then all there is to go by: the skipped interval after the next one is
+    computed.
+    """
     from ertacache.comfy_erta import session as module
 
     monkeypatch.setattr(module, "guidance_edges", lambda *args: ())

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ertacache.erta.plan import Plan, Wish
+from ertacache.erta.plan import Plan, Settings
 from ertacache.erta.profile import Profile
 from ertacache.erta.replay import Replay
 
@@ -141,7 +141,7 @@ def measure(sample: Callable[[Any, int], Any], level: str, model: Any) -> Profil
     return measure_profile(model, sample, 2, level, "simple", lambda report: None)
 
 
-def cached(model: Any = None, known: Profile | None = None, **wish: Any) -> tuple[Any, Reports]:
+def cached(model: Any = None, known: Profile | None = None, **settings: Any) -> tuple[Any, Reports]:
     """(the model with the cache on it, what it reports): by a profile, or else by the built-in plan."""
     from ertacache.comfy_erta.session import attach
     from ertacache.comfy_erta.store import Store
@@ -149,7 +149,7 @@ def cached(model: Any = None, known: Profile | None = None, **wish: Any) -> tupl
 
     reports: Reports = []
     nowhere = Store(Path("nowhere"))
-    task = Caching(Wish(**wish), nowhere, reports.append, known, without_profile="built-in plan")
+    task = Caching(Settings(**settings), nowhere, reports.append, known, without_profile="built-in plan")
     return attach(model or smooth(), task), reports
 
 
@@ -164,7 +164,7 @@ class Following:
     def begin(self, setting: Any) -> Any:
         from ertacache.comfy_erta.session import Start
 
-        return Start(self.observe(self.plan), self.plan.wish.level, self.plan.sigmas, self.plan)
+        return Start(self.observe(self.plan), self.plan.settings.level, self.plan.sigmas, self.plan)
 
     def finish(self, start: Any, report: Any, samples: Any, setting: Any) -> None:
         self.on_report(report)

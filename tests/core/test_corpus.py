@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ertacache.erta.plan import Plan, Wish
+from ertacache.erta.plan import Plan, Settings
 from ertacache.erta.planner import error_curve, euler_response, make_plan
 from ertacache.erta.profile import Profile
-from ertacache.erta.response import Response
+from ertacache.erta.response import ImpulseResponse
 
 FOLDER = Path(__file__).parent / "corpus"
 RESULTS = FOLDER / "plans.json"
@@ -67,7 +67,7 @@ def profile_named(name: str) -> Profile | None:
         return profile
     table = profile.tables[0]
     if name.endswith("no error response"):
-        table = replace(table, gain=np.zeros(20), spread=np.zeros(20))
+        table = replace(table, gain=np.zeros(20), deviation=np.zeros(20))
     return Profile(profile.measured, (table,))
 
 
@@ -83,8 +83,8 @@ def run_named(name: str) -> tuple[np.ndarray, Any]:
         return flow(int(words[1]), float(words[3])), euler_response
     if name == "euler":
         return stored()["schedule 20"], euler_response
-    influence, sigmas = stored()[f"{name} 20 influence"], stored()[f"{name} 20 sigmas"]
-    return stored()["schedule 20"], lambda schedule: Response(sigmas, influence, name in STOCHASTIC)
+    matrix, sigmas = stored()[f"{name} 20 influence"], stored()[f"{name} 20 sigmas"]
+    return stored()["schedule 20"], lambda schedule: ImpulseResponse(sigmas, matrix, name in STOCHASTIC)
 
 
 SAMPLERS = ("dpmpp_2m", "uni_pc", "heun", "lms", *STOCHASTIC)
@@ -115,8 +115,8 @@ CASES = [
     Case("four runs", "euler", {"timesteps": True}, curve=True),
     Case("four runs", "euler", FEW),
     Case("", "euler", {**FEW, "speed": 4.0}),
-    Case("four runs", "euler", {"max_gap": 3, "speed": 3.0}),
-    Case("four runs", "euler 50 shift 8", {"max_gap": 2, "speed": 3.0}),
+    Case("four runs", "euler", {"longest_gap": 3, "speed": 3.0}),
+    Case("four runs", "euler 50 shift 8", {"longest_gap": 2, "speed": 3.0}),
     Case("four runs", "euler 50 shift 8", PRESET),
     Case("", "euler", PRESET),
     Case("four runs", "euler", {}, edges=(0.9, 0.5)),
@@ -138,7 +138,7 @@ CASES = [
 def found(case: Case) -> dict[str, Any]:
     """The plan's numbers under names of the corpus's own, and the curve's points."""
     schedule, respond = run_named(case.run)
-    profile, settings = profile_named(case.profile), Wish(**case.settings)
+    profile, settings = profile_named(case.profile), Settings(**case.settings)
     plan = make_plan(schedule, respond, profile, settings, case.edges)
     result = numbers(plan)
     if case.curve and profile is not None:
@@ -154,8 +154,8 @@ def numbers(plan: Plan) -> dict[str, Any]:
         "coefficients": [list(c) for c in plan.coefficients],
         "offsets": list(plan.offsets),
         "corrections": list(plan.corrections),
-        "residuals": list(plan.misses),
-        "resets": list(plan.restarts),
+        "residuals": list(plan.residual_limits),
+        "resets": list(plan.resets),
         "schedule": list(plan.schedule),
         "predicted error": list(plan.predicted_error),
         "notes": len(plan.notes),

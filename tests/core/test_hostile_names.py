@@ -96,7 +96,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
             (folder / f"{name}{SUFFIX}").write_bytes(profile(9).to_bytes())
     (store.user_dir / f"linked{SUFFIX}").symlink_to(root / f"secret{SUFFIX}")
     (store.user_dir / f"dangling{SUFFIX}").symlink_to(root / "nowhere")
-    (store.user_dir / f"loop{SUFFIX}").symlink_to(store.user_dir / f"loop{SUFFIX}")
+    (store.user_dir / f"simulation{SUFFIX}").symlink_to(store.user_dir / f"simulation{SUFFIX}")
     (root / "shipped" / f"linked2{SUFFIX}").symlink_to(store.user_dir)
     (store.user_dir / "way-out").symlink_to(root)
     return store
@@ -238,7 +238,7 @@ def test_a_good_name_is_kept_found_and_listed_inside(tmp_path_factory: pytest.Te
         assert store.load(name).measured.steps == 3
 
 
-@pytest.mark.parametrize("name", ["linked", "linked2", "dangling", "loop"])
+@pytest.mark.parametrize("name", ["linked", "linked2", "dangling", "simulation"])
 def test_no_link_is_followed_listed_or_replaced(kept: Store, name: str) -> None:
     before = everything(kept)
     assert name not in kept.names() and name not in dict(kept.headers())

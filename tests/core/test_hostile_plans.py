@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ertacache.erta.plan import MAX_CHARACTERS, Plan, PlanError, Wish, plan_from_json, plan_to_json
+from ertacache.erta.plan import MAX_CHARACTERS, Plan, PlanError, Settings, plan_from_json, plan_to_json
 from ertacache.erta.planner import euler_response, make_plan
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
@@ -44,16 +44,16 @@ def recorded() -> Profile:
 
 
 WISHES = (
-    Wish(2.5),
-    Wish(2.0, timesteps=True),
-    Wish(2.0, mode="paper"),
-    Wish(3.0, predictor="affine"),
-    Wish(2.0, predictor="linear", protect_start=2, protect_end=2),
-    Wish(1.0, preset=(0, 3, 7), preset_steps=8),
+    Settings(2.5),
+    Settings(2.0, timesteps=True),
+    Settings(2.0, mode="paper"),
+    Settings(3.0, predictor="affine"),
+    Settings(2.0, predictor="linear", protect_start=2, protect_end=2),
+    Settings(1.0, preset=(0, 3, 7), preset_steps=8),
 )
 PLANS = [
-    replace(make_plan(SCHEDULE, euler_response, profile, wish, edges), model="ab" * 32)
-    for wish in WISHES
+    replace(make_plan(SCHEDULE, euler_response, profile, settings, edges), model="ab" * 32)
+    for settings in WISHES
     for profile, edges in ((recorded(), (0.83,)), (None, ()))
 ]
 TEXTS = [plan_to_json(plan) for plan in PLANS]
@@ -96,7 +96,9 @@ def change_value(content: dict[str, Any], chance: random.Random) -> None:
 
 def nudge(content: dict[str, Any], chance: random.Random) -> None:
     """Numbers that may stand where they stand, and mean something else."""
-    name = chance.choice(("coefficients", "offsets", "corrections", "misses", "sigmas", "schedule", "predicted_error"))
+    name = chance.choice(
+        ("coefficients", "offsets", "corrections", "residual_limits", "sigmas", "schedule", "predicted_error")
+    )
     values = content.get(name)
     if isinstance(values, list) and values and isinstance(values[0], list):
         values = chance.choice(values)
@@ -106,13 +108,13 @@ def nudge(content: dict[str, Any], chance: random.Random) -> None:
 
 
 def flip(content: dict[str, Any], chance: random.Random) -> None:
-    """Other evaluations are computed than the coefficients are made for."""
+    """Other model calls are computed than the coefficients are made for."""
     if not isinstance(content.get("compute"), str) or not content["compute"]:
         return
     at = chance.randrange(len(content["compute"]))
     content["compute"] = content["compute"][:at] + chance.choice("01") + content["compute"][at + 1 :]
     if chance.random() < 0.3:
-        content["restarts"] = sorted({0, chance.randrange(len(content["compute"]))})
+        content["resets"] = sorted({0, chance.randrange(len(content["compute"]))})
 
 
 def change_tree(text: str, chance: random.Random) -> str:
@@ -133,7 +135,14 @@ def change_text(text: str, chance: random.Random) -> str:
 def add_to(text: str, chance: random.Random) -> str:
     """Keys twice, deep nesting, huge texts and numbers, at the end of the object."""
     deep = chance.choice(("[", '{"a":')) * chance.choice((50, 990, 20_000))
-    more = ('"sigmas":[]', '"wish":{}', f'"x":{deep}', f'"x":{deep}1', f'"x":"{"y" * 150_000}"', f'"x":{"9" * 5000}')
+    more = (
+        '"sigmas":[]',
+        '"settings":{}',
+        f'"x":{deep}',
+        f'"x":{deep}1',
+        f'"x":"{"y" * 150_000}"',
+        f'"x":{"9" * 5000}',
+    )
     added = text[:-1] + "," + chance.choice(more) + "}"
     return added if chance.random() < 0.7 else added.replace('"speed":', '"speed":1.0,"speed":', 1)
 
@@ -146,16 +155,16 @@ FAMILIES: tuple[Callable[[str, random.Random], str], ...] = (change_tree, change
 
 def run(plan: Plan) -> None:
     """Followed on features of length 1, in full and where every check fails."""
-    for followed in (plan, replace(plan, misses=(0.0,) * plan.evaluations)):
+    for followed in (plan, replace(plan, residual_limits=(0.0,) * plan.calls)):
         replay = Replay(followed)
         for i, computed in enumerate(followed.compute):
             used = replay.predict(i, "guided")
             assert used is None or not computed
             if used is None:
                 used = replay.observe(i, "guided", torch.tensor([1.0, -1.0]))
-            # Sixteen times a line's slope and a half to either side; corrections add as much per evaluation.
+            # Sixteen times a line's slope and a half to either side; corrections add as much per model call.
             most = 64.0 + abs(followed.offsets[i])
-            assert used.abs().max() <= most * (1.0 + 4.0 * followed.evaluations), f"evaluation {i}"
+            assert used.abs().max() <= most * (1.0 + 4.0 * followed.calls), f"model call {i}"
 
 
 def outcome(text: str) -> str:
@@ -163,7 +172,7 @@ def outcome(text: str) -> str:
     try:
         plan = plan_from_json(text)
     except PlanError as error:
-        named = re.match(r"plan field ([\w.]+): |(plan): is not JSON|(wish): (\w+) is ", str(error))
+        named = re.match(r"plan field ([\w.]+): |(plan): is not JSON|(settings): (\w+) is ", str(error))
         assert named and len(str(error)) < 500, error
         str(error).encode()  # to be told in a log and in JSON
         return next(filter(None, named.groups()))
@@ -200,10 +209,10 @@ def test_any_json_in_a_field_is_refused_or_runs(name: str, value: object) -> Non
 
 
 @settings(max_examples=150, deadline=None)
-@given(name=st.sampled_from(sorted(json.loads(TEXTS[0])["wish"])), value=json_values)
+@given(name=st.sampled_from(sorted(json.loads(TEXTS[0])["settings"])), value=json_values)
 def test_any_json_in_the_wish_is_refused_or_runs(name: str, value: object) -> None:
     content = json.loads(TEXTS[0])
-    content["wish"][name] = value
+    content["settings"][name] = value
     outcome(json.dumps(content))
 
 
@@ -229,18 +238,18 @@ CORRECTED = next(i for i, u in enumerate(PLANNED.corrections) if u)
 
 @pytest.mark.parametrize("row", [[90.0, 90.0], [2.0, 0.0], [0.0], [-1.0], [1.0, 1.0]])
 def test_a_line_that_amplifies_is_refused(row: list[float]) -> None:
-    with pytest.raises(PlanError, match=f"coefficients: of evaluation {REUSED} do not add up to 1"):
+    with pytest.raises(PlanError, match=f"coefficients: of model call {REUSED} do not add up to 1"):
         plan_from_json(altered(PLANNED, "coefficients", REUSED, row))
 
 
 def test_an_offset_on_a_line_is_refused() -> None:
-    with pytest.raises(PlanError, match=f"offsets: must be 0 at evaluation {REUSED}"):
+    with pytest.raises(PlanError, match=f"offsets: must be 0 at model call {REUSED}"):
         plan_from_json(altered(PLANNED, "offsets", REUSED, 1e5))
 
 
 @pytest.mark.parametrize("size", [999.0, -999.0])
 def test_a_correction_beyond_its_gap_is_refused(size: float) -> None:
-    with pytest.raises(PlanError, match=f"corrections: holds {size:g} for evaluation {CORRECTED}"):
+    with pytest.raises(PlanError, match=f"corrections: holds {size:g} for model call {CORRECTED}"):
         plan_from_json(altered(PLANNED, "corrections", CORRECTED, size))
 
 

@@ -24,9 +24,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ertacache.erta import planner, profile
-from ertacache.erta.plan import Plan, Wish, plan_from_json, plan_to_json
+from ertacache.erta.plan import Plan, Settings, plan_from_json, plan_to_json
 from ertacache.erta.planner import error_curve, euler_response, make_plan
-from ertacache.erta.profile import MAX_ANSWER, MAX_FEATURE, Measured, Profile, ProfileError, Table, read_header
+from ertacache.erta.profile import MAX_ERROR_RESPONSE, MAX_FEATURE, Measured, Profile, ProfileError, Table, read_header
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
 
@@ -46,12 +46,12 @@ def flow(steps: int, shift: float = 8.0) -> np.ndarray:
 # The profile's own sigmas, two others of its kind, and those of a model that is no flow model.
 SCHEDULES = (flow(12), flow(12), flow(20), flow(9, 3.0), np.append(np.geomspace(14.0, 0.03, 15), 0.0))
 WISHES = (
-    Wish(2.0),
-    Wish(4.0, mode="paper"),
-    Wish(2.0, predictor="affine"),
-    Wish(3.0, predictor="linear", corrector=False),
-    Wish(1.5, mode="paper", timesteps=True),
-    Wish(2.0, mode="paper", threshold=0.1),
+    Settings(2.0),
+    Settings(4.0, mode="paper"),
+    Settings(2.0, predictor="affine"),
+    Settings(3.0, predictor="linear", corrector=False),
+    Settings(1.5, mode="paper", timesteps=True),
+    Settings(2.0, mode="paper", threshold=0.1),
 )
 
 
@@ -64,7 +64,7 @@ def recorded() -> Profile:
         for i, sigma in enumerate(sigmas):
             recorder.observe(i, "guided", torch.from_numpy(a + b * sigma + c * np.sin(4 * sigma)))
         (table,) = recorder.tables(run, 1.0)
-        tables.append(replace(table, gain=np.linspace(-0.5, 0.5, 12), spread=np.linspace(0.2, 1.0, 12)))
+        tables.append(replace(table, gain=np.linspace(-0.5, 0.5, 12), deviation=np.linspace(0.2, 1.0, 12)))
     return Profile(MEASURED, tuple(tables))
 
 
@@ -197,9 +197,9 @@ def agree_on_extremes(chance: random.Random) -> bytes:
     """A file whose numbers fit each other, and are as large or as small as the rules let through, or just beyond."""
     tensors = {name: array.copy() for name, array in load_tensors(GOOD).items()}
     rng, sigmas = np.random.default_rng(chance.randrange(1000)), tensors["sigmas"]
-    for name in chance.sample(("gain", "spread"), chance.randrange(3)):
+    for name in chance.sample(("gain", "deviation"), chance.randrange(3)):
         answers = rng.normal(size=sigmas.shape) * chance.choice((1e3, 1e5, 3e5)) / sigmas
-        tensors[name] = np.abs(answers) if name == "spread" else answers
+        tensors[name] = np.abs(answers) if name == "deviation" else answers
     if chance.random() < 0.5:
         factor = chance.choice((1e5, 1e6, 1e-6, 1e-30, 1e-100, 1e-170))
         for name, power in SIZES:
@@ -245,7 +245,7 @@ def check_plan(plan: Plan) -> None:
     """It is one that may travel, and what is replayed with it is finite."""
     assert plan_from_json(plan_to_json(plan)) == plan
     replay = Replay(plan)
-    for i in range(plan.evaluations):
+    for i in range(plan.calls):
         feature = torch.full((4,), float(i + 1))
         used = replay.predict(i, "guided")
         used = replay.observe(i, "guided", feature) if used is None else used
@@ -253,12 +253,12 @@ def check_plan(plan: Plan) -> None:
 
 
 def use(found: Profile, chance: random.Random) -> None:
-    wish = chance.choice(WISHES)
-    check_plan(make_plan(chance.choice(SCHEDULES), euler_response, found, wish))
+    settings = chance.choice(WISHES)
+    check_plan(make_plan(chance.choice(SCHEDULES), euler_response, found, settings))
     if chance.random() < 0.05:
         # As the nodes show it: on its own sigmas.
         own = np.append(np.unique(found.sigmas)[::-1], 0.0)
-        for point in error_curve(own, euler_response, found, wish):
+        for point in error_curve(own, euler_response, found, settings):
             assert 0.0 <= point.median <= point.worst <= planner.MAX_ERROR
 
 
@@ -299,7 +299,7 @@ def test_a_profile_that_breaks_planning_is_seen(monkeypatch: pytest.MonkeyPatch)
     tensors = {name: array.copy() for name, array in load_tensors(GOOD).items()}
     tensors["gain"][:] = 1e36
     with pytest.raises((ProfileError, FloatingPointError)), strictly():
-        make_plan(flow(20), euler_response, Profile.from_bytes(save(tensors)), Wish(2.0))
+        make_plan(flow(20), euler_response, Profile.from_bytes(save(tensors)), Settings(2.0))
 
 
 # Properties
@@ -311,7 +311,7 @@ numbers = st.floats(width=64) | st.sampled_from(EXTREME)
 @given(
     features=hnp.arrays(np.float64, (8, 3), elements=st.floats(-MAX_FEATURE, MAX_FEATURE)),
     sigmas=hnp.arrays(np.float64, 8, elements=st.floats(1e-9, 1e6)),
-    answers=hnp.arrays(np.float64, (2, 8), elements=st.floats(-MAX_ANSWER, MAX_ANSWER)),
+    answers=hnp.arrays(np.float64, (2, 8), elements=st.floats(-MAX_ERROR_RESPONSE, MAX_ERROR_RESPONSE)),
     latent_rms=st.floats(0.0, 1e36),
     seed=st.integers(0, 1000),
 )
@@ -329,7 +329,7 @@ def test_whatever_real_features_give_can_be_planned_with(
         norm1=np.abs(features).mean(axis=1),
         mean=features.mean(axis=1),
         gain=answers[0] / sigmas * (1 - 1e-9),
-        spread=np.abs(answers[1]) / sigmas * (1 - 1e-9),
+        deviation=np.abs(answers[1]) / sigmas * (1 - 1e-9),
     )
     with strictly():
         use(Profile.from_bytes(Profile(MEASURED, (table,)).to_bytes()), random.Random(seed))
@@ -399,7 +399,7 @@ def at_once(**entries: float) -> bytes:
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "gain that no run has": (at_once(gain=1e7), "'gain' is 10000000.*at most 1e.06 over sigma"),
-    "spread that no run has": (at_once(spread=1e30), "'spread'.*at most 1e.06 over sigma"),
+    "spread that no run has": (at_once(deviation=1e30), "'spread'.*at most 1e.06 over sigma"),
     "sigma of 0": (changed(sigmas=lambda s: np.where(s == s.min(), 0.0, s)), "'sigmas' is 0.0.*1e-09 or more"),
     "subnormal sigma": (changed(sigmas=lambda s: s * 1e-310), "'sigmas'.*1e-09 or more"),
     "features out of all proportion": (changed(gram=lambda g: g * 1e20), "'gram'"),
@@ -422,14 +422,17 @@ def test_what_cannot_be_read_is_not_written() -> None:
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES[1:], flow(70)], ids=["own", "20 steps", "9 steps", "no flow", "long"])
-@pytest.mark.parametrize("wish", WISHES, ids=lambda wish: f"{wish.mode} {wish.predictor} {wish.speed:g}")
-def test_answers_at_their_limit_are_planned_with(schedule: np.ndarray, wish: Wish) -> None:
-    """Errors then grow a million times per evaluation, to more than a number can hold."""
+@pytest.mark.parametrize(
+    "settings", WISHES, ids=lambda settings: f"{settings.mode} {settings.predictor} {settings.speed:g}"
+)
+def test_answers_at_their_limit_are_planned_with(schedule: np.ndarray, settings: Settings) -> None:
+    """Errors then grow a million times per model call, to more than a number can hold."""
     tables = tuple(
-        replace(t, gain=-0.9 * MAX_ANSWER / t.sigmas, spread=0.9 * MAX_ANSWER / t.sigmas) for t in recorded().tables
+        replace(t, gain=-0.9 * MAX_ERROR_RESPONSE / t.sigmas, deviation=0.9 * MAX_ERROR_RESPONSE / t.sigmas)
+        for t in recorded().tables
     )
     with strictly():
-        plan = make_plan(schedule, euler_response, Profile(MEASURED, tables), wish)
+        plan = make_plan(schedule, euler_response, Profile(MEASURED, tables), settings)
         check_plan(plan)
     assert plan.predicted_error[1] > 1.0
 
@@ -444,17 +447,17 @@ def test_a_gram_matrix_at_the_edge_of_being_one_is_resampled() -> None:
     with strictly():
         found = Profile.from_bytes(Profile(MEASURED, (table,)).to_bytes())
         assert np.linalg.eigvalsh(found.tables[0].gram).min() < 0.0
-        check_plan(make_plan(flow(16)[8:], euler_response, found, Wish(2.0)))
+        check_plan(make_plan(flow(16)[8:], euler_response, found, Settings(2.0)))
 
 
 # Time and memory
 
 
-def long_profile(evaluations: int, runs: int) -> bytes:
+def long_profile(calls: int, runs: int) -> bytes:
     """As large as the rules let it be, at no cost: features that are nothing but their own directions."""
-    nothing, apart = np.zeros(evaluations), np.zeros((evaluations,) * 2)
-    sigmas = flow(evaluations)[:-1]
-    tables = (Table(run, 0, 64, 1.0, sigmas, np.eye(evaluations), apart, nothing, nothing) for run in range(runs))
+    nothing, apart = np.zeros(calls), np.zeros((calls,) * 2)
+    sigmas = flow(calls)[:-1]
+    tables = (Table(run, 0, 64, 1.0, sigmas, np.eye(calls), apart, nothing, nothing) for run in range(runs))
     return Profile(MEASURED, tuple(tables)).to_bytes()
 
 
@@ -469,20 +472,20 @@ def peak_of(action: Callable[[], object]) -> int:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("evaluations", "runs", "steps"), [(1000, 1, 40), (50, 400, 50), (2, 512, 50), (2, 512, 100)])
-def test_the_largest_files_take_little(evaluations: int, runs: int, steps: int) -> None:
-    data = long_profile(evaluations, runs)
+@pytest.mark.parametrize(("calls", "runs", "steps"), [(1000, 1, 40), (50, 400, 50), (2, 512, 50), (2, 512, 100)])
+def test_the_largest_files_take_little(calls: int, runs: int, steps: int) -> None:
+    data = long_profile(calls, runs)
     assert peak_of(lambda: Profile.from_bytes(data)) < LIMIT
     found = Profile.from_bytes(data)
-    assert peak_of(lambda: make_plan(flow(steps), euler_response, found, Wish(2.0))) < LIMIT
+    assert peak_of(lambda: make_plan(flow(steps), euler_response, found, Settings(2.0))) < LIMIT
 
 
 @pytest.mark.timeout(60)
 def test_of_too_long_a_run_no_curve_is_told() -> None:
-    """Seven plans of a thousand evaluations would take a minute when such a file is loaded."""
+    """Seven plans of a thousand model calls would take a minute when such a file is loaded."""
     found = Profile.from_bytes(long_profile(1000, 1))
-    assert error_curve(np.append(found.sigmas, 0.0), euler_response, found, Wish()) == ()
-    assert error_curve(flow(20), euler_response, found, Wish()) != ()
+    assert error_curve(np.append(found.sigmas, 0.0), euler_response, found, Settings()) == ()
+    assert error_curve(flow(20), euler_response, found, Settings()) != ()
 
 
 @pytest.mark.parametrize("claimed", [2**16 + 1, 2**31, 2**40, 2**63, 2**64 - 1])
@@ -496,8 +499,8 @@ def test_a_header_that_claims_terabytes_is_not_believed(claimed: int) -> None:
 
 def test_of_many_recorded_runs_the_first_are_planned_by() -> None:
     found = Profile.from_bytes(long_profile(50, 200))
-    plan = make_plan(flow(50), euler_response, found, Wish(2.0))
+    plan = make_plan(flow(50), euler_response, found, Settings(2.0))
     assert plan.profile == found.digest(), "a carried plan still belongs to the whole profile"
     assert any("of the profile's 200 recorded tables 120 are planned by" in note for note in plan.notes)
     fewer = Profile(MEASURED, found.tables[:120])
-    assert replace(make_plan(flow(50), euler_response, fewer, Wish(2.0)), profile=plan.profile) == plan
+    assert replace(make_plan(flow(50), euler_response, fewer, Settings(2.0)), profile=plan.profile) == plan

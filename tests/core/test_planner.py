@@ -1,4 +1,4 @@
-"""From a profile, a response and a wish to a plan."""
+"""From a profile, a response and settings to a plan."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.gaps import gap_costs
-from ertacache.erta.loop import Feedback, Loop
-from ertacache.erta.plan import Plan, Wish, plan_from_json, plan_to_json
+from ertacache.erta.interval_costs import interval_costs
+from ertacache.erta.plan import Plan, Settings, plan_from_json, plan_to_json
 from ertacache.erta.planner import (
     CURVE,
     MAX_ERROR,
-    MAX_GAPS,
-    MIN_EVALUATIONS,
+    MAX_INTERVALS,
+    MIN_CALLS,
     Run,
     adjusted_schedule,
     error_curve,
     euler_response,
     make_plan,
-    restarts_at,
+    resets_at,
 )
 from ertacache.erta.predictors import Affine, Predictor, hold, line, profile_grams
-from ertacache.erta.prior import cautious_feedback
+from ertacache.erta.prior import conservative_error_response
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
-from ertacache.erta.response import Response, UnknownResponse, probe
-from ertacache.erta.schedules import Schedule, even, histories, longest_gap, possible_gaps
+from ertacache.erta.response import ImpulseResponse, UnknownResponse, probe
+from ertacache.erta.schedules import Schedule, even, histories, longest_interval, possible_intervals
+from ertacache.erta.simulation import ErrorResponse, Simulation
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
 RMS = 2.0
@@ -63,9 +63,9 @@ def profile_at(sigmas: np.ndarray, runs: int = 3) -> Profile:
     return Profile(MEASURED, tuple(tables))
 
 
-def with_answers(profile: Profile, gain: np.ndarray, spread: np.ndarray | float) -> Profile:
-    spreads = np.broadcast_to(spread, gain.shape)
-    return replace(profile, tables=tuple(replace(t, gain=gain, spread=spreads) for t in profile.tables))
+def with_answers(profile: Profile, gain: np.ndarray, deviation: np.ndarray | float) -> Profile:
+    deviations = np.broadcast_to(deviation, gain.shape)
+    return replace(profile, tables=tuple(replace(t, gain=gain, deviation=deviations) for t in profile.tables))
 
 
 SCHEDULE = flow(24)
@@ -74,8 +74,8 @@ UNANSWERED = profile_at(SCHEDULE[:-1])
 PROFILE = with_answers(UNANSWERED, np.zeros(24), 1e-9)
 
 
-def plan_for(wish: Wish, profile: Profile | None = PROFILE, schedule: np.ndarray = SCHEDULE, edges=()) -> Plan:
-    return make_plan(schedule, euler_response, profile, wish, edges)
+def plan_for(settings: Settings, profile: Profile | None = PROFILE, schedule: np.ndarray = SCHEDULE, edges=()) -> Plan:
+    return make_plan(schedule, euler_response, profile, settings, edges)
 
 
 def computed_at(plan: Plan) -> list[int]:
@@ -83,7 +83,7 @@ def computed_at(plan: Plan) -> list[int]:
 
 
 def terms(plan: Plan) -> set[int]:
-    """How many features the reused evaluations are made of."""
+    """How many features the reused model calls are made of."""
     return {len(c) for c, computed in zip(plan.coefficients, plan.compute, strict=True) if not computed}
 
 
@@ -91,32 +91,32 @@ def terms(plan: Plan) -> set[int]:
 
 
 def test_plan_with_every_evaluation_protected_computes_them_all() -> None:
-    assert all(plan_for(Wish(2.0, protect_start=1000)).compute)
+    assert all(plan_for(Settings(2.0, protect_start=1000)).compute)
 
 
 @pytest.mark.parametrize("speed", [1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0])
 def test_speed_becomes_the_number_of_computed_evaluations(speed: float) -> None:
     wanted = round(24 / speed)
-    assert plan_for(Wish(speed)).computed == wanted
-    assert plan_for(Wish(speed), profile=None).computed == wanted
-    assert plan_for(Wish(speed), profile=None).predicted_error == ()
-    assert 1 <= plan_for(Wish(speed, mode="paper")).computed <= wanted
+    assert plan_for(Settings(speed)).computed == wanted
+    assert plan_for(Settings(speed), profile=None).computed == wanted
+    assert plan_for(Settings(speed), profile=None).predicted_error == ()
+    assert 1 <= plan_for(Settings(speed, mode="paper")).computed <= wanted
 
 
 @pytest.mark.parametrize("mode", ["planned", "paper"])
 @pytest.mark.parametrize("profile", [None, PROFILE], ids=["built in", "measured"])
 def test_speed_1_computes_everything_and_says_nothing(mode: str, profile: Profile | None) -> None:
-    plan = plan_for(Wish(1.0, mode=mode, timesteps=True), profile)
+    plan = plan_for(Settings(1.0, mode=mode, timesteps=True), profile)
     assert all(plan.compute)
     assert set(plan.coefficients) == {()}
     assert set(plan.corrections) == {0.0}
     assert (plan.schedule, plan.notes) == ((), ())
 
 
-@pytest.mark.parametrize("steps", range(1, MIN_EVALUATIONS))
+@pytest.mark.parametrize("steps", range(1, MIN_CALLS))
 def test_too_few_evaluations_are_all_computed_with_a_note(steps: int) -> None:
     schedule = flow(steps)
-    plan = plan_for(Wish(2.0), None, schedule)
+    plan = plan_for(Settings(2.0), None, schedule)
     assert all(plan.compute)
     assert plan.sigmas == pytest.approx(schedule[:-1])
     assert "too few" in plan.notes[0]
@@ -124,27 +124,27 @@ def test_too_few_evaluations_are_all_computed_with_a_note(steps: int) -> None:
 
 
 def test_the_first_count_that_is_enough_is_planned() -> None:
-    assert plan_for(Wish(2.0), None, flow(MIN_EVALUATIONS)).computed == MIN_EVALUATIONS // 2
+    assert plan_for(Settings(2.0), None, flow(MIN_CALLS)).computed == MIN_CALLS // 2
 
 
 def test_speed_beyond_reach_gives_the_nearest_with_a_note() -> None:
-    plan = plan_for(Wish(100.0))
+    plan = plan_for(Settings(100.0))
     assert plan.computed == 2
-    assert any("more than 24 evaluations allow: 2 computed, 12.00x" in note for note in plan.notes)
-    ends = plan_for(Wish(4.0, protect_start=5, protect_end=4))
+    assert any("more than 24 model calls allow: 2 computed, 12.00x" in note for note in plan.notes)
+    ends = plan_for(Settings(4.0, protect_start=5, protect_end=4))
     assert {0, 1, 2, 3, 4, 20, 21, 22, 23} <= set(computed_at(ends))
     assert ends.computed == 9
     assert any("9 computed, 2.67x" in note for note in ends.notes)
-    assert not plan_for(Wish(2.0, protect_start=5, protect_end=4)).notes
+    assert not plan_for(Settings(2.0, protect_start=5, protect_end=4)).notes
 
 
 def test_longest_gap_is_kept_and_where_it_cannot_be_that_is_noted() -> None:
-    plan = plan_for(Wish(2.4, max_gap=3))
+    plan = plan_for(Settings(2.4, longest_gap=3))
     assert plan.computed == 10
     assert max(np.diff([*computed_at(plan), 24])) <= 3
     assert not plan.notes
-    # 6 computed of 24 with gaps of at most 2 reach no further than evaluation 12.
-    beyond = plan_for(Wish(4.0, max_gap=2))
+    # 6 computed of 24 with skipped intervals of at most 2 reach no further than model call 12.
+    beyond = plan_for(Settings(4.0, longest_gap=2))
     assert beyond.computed == 6
     assert any("cannot be 2: it is 4" in note for note in beyond.notes)
 
@@ -152,20 +152,20 @@ def test_longest_gap_is_kept_and_where_it_cannot_be_that_is_noted() -> None:
 def test_evaluations_outside_the_measured_range_are_computed() -> None:
     """A profile from a run that began at sigma .97 knows nothing about the pure noise before, nor below .5."""
     middle = PROFILE.sigmas[(PROFILE.sigmas < 0.97) & (PROFILE.sigmas > 0.5)]
-    plan = plan_for(Wish(2.0), profile_at(middle))
+    plan = plan_for(Settings(2.0), profile_at(middle))
     margin = 0.02 * (middle.max() - middle.min())
     outside = [i for i, s in enumerate(plan.sigmas) if s > middle.max() + margin or s < middle.min() - margin]
     assert len(outside) >= 6
     assert set(outside) <= set(computed_at(plan))
-    assert not set(outside) <= set(computed_at(plan_for(Wish(2.0))))
+    assert not set(outside) <= set(computed_at(plan_for(Settings(2.0))))
 
 
 def test_unknown_response_passes_through() -> None:
-    def respond(schedule: np.ndarray) -> Response:
+    def respond(schedule: np.ndarray) -> ImpulseResponse:
         raise UnknownResponse("reason")
 
     with pytest.raises(UnknownResponse, match="reason"):
-        make_plan(SCHEDULE, respond, PROFILE, Wish())
+        make_plan(SCHEDULE, respond, PROFILE, Settings())
 
 
 # Which are computed
@@ -191,24 +191,24 @@ def test_plan_is_the_best_of_all_schedules_by_the_costs_of_its_gaps(
     count, computed = 13, 7
     schedule = flow(count)
     profile = profile_at(schedule[:-1]) if measured else None
-    wish = Wish(count / computed, predictor=predictor, corrector=corrector, protect_end=protect_end)
-    run = Run(euler_response(schedule), wish, restarts_at(schedule[:-1], edges), profile)
-    required, limit = run.required(), longest_gap(count, computed)
-    costs = gap_costs(run.loop, possible_gaps(count, limit, required, run.restarts), slope, corrector)
+    settings = Settings(count / computed, predictor=predictor, corrector=corrector, protect_end=protect_end)
+    run = Run(euler_response(schedule), settings, resets_at(schedule[:-1], edges), profile)
+    required, limit = run.required(), longest_interval(count, computed)
+    costs = interval_costs(run.simulation, possible_intervals(count, limit, required, run.resets), slope, corrector)
 
     def score(compute: Schedule) -> float:
         places = [*np.flatnonzero(compute), count]
-        known = histories((*compute, True), run.restarts)
-        # A gap's history ends with the evaluation it begins at, also where that is a restart.
-        gaps = [((s,) if s in run.restarts else (s, *known[s][:1]), t) for s, t in itertools.pairwise(places)]
-        return sum(costs[history, t] for history, t in gaps if t > history[0] + 1)
+        known = histories((*compute, True), run.resets)
+        # A skipped interval's history ends with the model call it begins at, also where that is a restart.
+        intervals = [((s,) if s in run.resets else (s, *known[s][:1]), t) for s, t in itertools.pairwise(places)]
+        return sum(costs[history, t] for history, t in intervals if t > history[0] + 1)
 
     candidates = all_schedules(count, computed, limit, required)
     assert len({round(score(c), 12) for c in candidates}) > 5, "otherwise any would do"
-    assert plan_for(wish, profile, schedule, edges).compute == min(candidates, key=score)
+    assert plan_for(settings, profile, schedule, edges).compute == min(candidates, key=score)
 
 
-def stochastic_euler(schedule: np.ndarray) -> Response:
+def stochastic_euler(schedule: np.ndarray) -> ImpulseResponse:
     return replace(euler_response(schedule), stochastic=True)
 
 
@@ -227,8 +227,8 @@ def test_fitted_slope_is_the_line_on_smooth_features_and_holds_on_noise() -> Non
     """A line only amplifies noise. With a stochastic sampler as well, once there is a profile to tell."""
 
     def errors(profile: Profile) -> list[float]:
-        wishes = [Wish(2.0, corrector=False, predictor=name) for name in ("auto", "linear", "hold")]
-        return [make_plan(SCHEDULE, stochastic_euler, profile, wish).predicted_error[0] for wish in wishes]
+        wishes = [Settings(2.0, corrector=False, predictor=name) for name in ("auto", "linear", "hold")]
+        return [make_plan(SCHEDULE, stochastic_euler, profile, settings).predicted_error[0] for settings in wishes]
 
     fitted, drawn, held = errors(PROFILE)
     assert fitted < 1.1 * drawn < 0.5 * held
@@ -240,8 +240,11 @@ def test_fitted_slope_is_the_line_on_smooth_features_and_holds_on_noise() -> Non
 
 
 def test_without_a_profile_a_stochastic_sampler_is_held_and_any_other_gets_the_line() -> None:
-    for respond, expected in [(stochastic_euler, {1}), (euler_response, {1, 2})]:  # the first gap has one node only
-        assert terms(make_plan(SCHEDULE, respond, None, Wish(2.0))) == expected
+    for respond, expected in [
+        (stochastic_euler, {1}),
+        (euler_response, {1, 2}),
+    ]:  # the first skipped interval has one node only
+        assert terms(make_plan(SCHEDULE, respond, None, Settings(2.0))) == expected
 
 
 def karras(steps: int) -> np.ndarray:
@@ -257,15 +260,15 @@ SIGMAS = {"flow from exactly 1": flow(24), "flow below 1": flow(30)[6:], "Stable
 @pytest.mark.parametrize("schedule", SIGMAS.values(), ids=SIGMAS.keys())
 def test_built_in_plan_is_corrected_and_promises_nothing(schedule: np.ndarray, speed: float) -> None:
     assert (schedule[0] == 1.0) == (schedule is SIGMAS["flow from exactly 1"])
-    plan = plan_for(Wish(speed), None, schedule)
+    plan = plan_for(Settings(speed), None, schedule)
     assert plan.computed == round(24 / speed)
     assert (plan.predicted_error, plan.profile, plan.notes) == ((), "", ())
-    assert terms(plan) <= {1, 2}, "the line where it helps over so long a gap, else held"
-    assert 2 in terms(plan_for(Wish(1.5), None, schedule))
+    assert terms(plan) <= {1, 2}, "the line where it helps over so long a skipped interval, else held"
+    assert 2 in terms(plan_for(Settings(1.5), None, schedule))
     assert sum(u != 0.0 for u in plan.corrections) >= 2
     assert set(plan.offsets) == {0.0}
     assert plan_from_json(plan_to_json(plan)) == plan, "also: every number is finite and in its range"
-    assert plan == plan_for(Wish(speed), None, schedule.copy())
+    assert plan == plan_for(Settings(speed), None, schedule.copy())
 
 
 @pytest.mark.parametrize("schedule", SIGMAS.values(), ids=SIGMAS.keys())
@@ -275,39 +278,39 @@ def test_built_in_plan_beats_holding_evenly_on_features_it_has_not_seen(schedule
     sigmas = schedule[:-1]
     share = sigmas / (1 + sigmas) if sigmas.max() > 1 else np.minimum(sigmas, 0.999)
     features = np.sin(np.outer(np.log(share / (1 - share)), rng.uniform(0.2, 0.8, 300)) + rng.uniform(0, 6.3, 300))
-    plan = plan_for(Wish(2.0), None, schedule)
-    held = plan_for(Wish(2.0, mode="paper"), None, schedule)
+    plan = plan_for(Settings(2.0), None, schedule)
+    held = plan_for(Settings(2.0, mode="paper"), None, schedule)
     errors = [np.linalg.norm(simulated(euler(schedule), p, features)) for p in (plan, held)]
     assert errors[0] < 0.2 * errors[1]
 
 
-# Many evaluations
+# Many model calls
 
 
 @pytest.mark.parametrize("count", [300, 1000])
 @pytest.mark.parametrize("speed", [1.5, 2.0, 5.0, 10.0, 100.0])
 def test_hundreds_of_evaluations_are_searched_or_evenly_spread_with_a_note(count: int, speed: float) -> None:
-    plan = plan_for(Wish(speed, protect_start=2), None, flow(count))
+    plan = plan_for(Settings(speed, protect_start=2), None, flow(count))
     wanted = round(count / speed)
     assert wanted <= plan.computed <= wanted + 1
     assert plan.compute[:2] == (True, True)
     assert any(plan.corrections)
-    if count * longest_gap(count, wanted) ** 2 > MAX_GAPS:
+    if count * longest_interval(count, wanted) ** 2 > MAX_INTERVALS:
         assert plan.compute == even(count, wanted, {1})
-        assert plan.notes == (f"{count} evaluations at this speed are too many to search: evenly spread",)
+        assert plan.notes == (f"{count} model calls at this speed are too many to search: evenly spread",)
     else:
         assert plan.notes == ()
         assert plan.computed == wanted
 
 
 def test_both_happen_among_the_speeds_above() -> None:
-    notes = [plan_for(Wish(speed), None, flow(1000)).notes for speed in (2.0, 10.0)]
+    notes = [plan_for(Settings(speed), None, flow(1000)).notes for speed in (2.0, 10.0)]
     assert [bool(found) for found in notes] == [False, True]
 
 
 @pytest.mark.parametrize("steps", [24, 50])
 def test_longest_gap_beyond_the_run_is_no_limit_at_all(steps: int) -> None:
-    unlimited, beyond = (plan_for(Wish(3.0, max_gap=limit), None, flow(steps)) for limit in (steps, 1000))
+    unlimited, beyond = (plan_for(Settings(3.0, longest_gap=limit), None, flow(steps)) for limit in (steps, 1000))
     assert beyond.notes == unlimited.notes == ()
     assert beyond.compute == unlimited.compute
 
@@ -316,7 +319,7 @@ def test_longest_gap_beyond_the_run_is_no_limit_at_all(steps: int) -> None:
 
 
 def test_threshold_is_the_papers_walk() -> None:
-    plan = plan_for(Wish(1.0, mode="paper", threshold=0.3, predictor="hold"))
+    plan = plan_for(Settings(1.0, mode="paper", threshold=0.3, predictor="hold"))
     l1 = np.mean([t.l1 / t.norm1[None] for t in PROFILE.tables], axis=0)
     newest, expected = 0, []
     for i in range(24):
@@ -328,25 +331,25 @@ def test_threshold_is_the_papers_walk() -> None:
 
 
 def test_raising_the_threshold_never_makes_the_first_gap_shorter() -> None:
-    gaps = []
+    intervals = []
     for threshold in (0.01, 0.05, 0.1, 0.3, 1.0):
-        plan = plan_for(Wish(1.0, mode="paper", threshold=threshold))
-        gaps.append([*computed_at(plan), 24][1])
-    assert gaps == sorted(gaps)
-    assert gaps[0] < gaps[-1]
+        plan = plan_for(Settings(1.0, mode="paper", threshold=threshold))
+        intervals.append([*computed_at(plan), 24][1])
+    assert intervals == sorted(intervals)
+    assert intervals[0] < intervals[-1]
 
 
 def test_preset_is_stretched_with_a_note_and_needs_no_profile() -> None:
-    wish = Wish(1.0, preset=(0, 1, 2, 5, 11), preset_steps=12)
-    plan = plan_for(wish, None)
+    settings = Settings(1.0, preset=(0, 1, 2, 5, 11), preset_steps=12)
+    plan = plan_for(settings, None)
     assert computed_at(plan) == [0, 2, 4, 10, 23]
     assert "stretched to 24" in plan.notes[0]
-    assert computed_at(plan_for(wish, None, flow(12))) == [0, 1, 2, 5, 11]
-    assert plan_for(wish, None, flow(12)).notes == ()
+    assert computed_at(plan_for(settings, None, flow(12))) == [0, 1, 2, 5, 11]
+    assert plan_for(settings, None, flow(12)).notes == ()
 
 
 def test_paper_mode_without_a_profile_is_even_and_held() -> None:
-    plan = plan_for(Wish(3.0, mode="paper"), None)
+    plan = plan_for(Settings(3.0, mode="paper"), None)
     assert set(plan.coefficients) == {(), (1.0,)}
     assert set(plan.corrections) == {0.0}
     assert "without a profile" in plan.notes[0]
@@ -357,32 +360,32 @@ def test_paper_mode_without_a_profile_is_even_and_held() -> None:
 
 def test_restarts_are_the_first_evaluations_behind_each_edge() -> None:
     sigmas = np.array([1.0, 0.8, 0.6, 0.4])
-    assert restarts_at(sigmas, ()) == {0}
-    assert restarts_at(sigmas, (0.7, 0.41)) == {0, 2, 3}
-    assert restarts_at(sigmas, (2.0, 0.1)) == {0}
-    # Exactly on an evaluation: it may belong to either side, so it and the one behind it begin anew.
-    assert restarts_at(sigmas, (0.6,)) == {0, 2, 3}
-    # Heun crosses the edge on its trial evaluation, goes back never, but a sampler may: each crossing counts.
-    assert restarts_at(np.array([1.0, 0.5, 0.9, 0.4]), (0.7,)) == {0, 1, 2, 3}
+    assert resets_at(sigmas, ()) == {0}
+    assert resets_at(sigmas, (0.7, 0.41)) == {0, 2, 3}
+    assert resets_at(sigmas, (2.0, 0.1)) == {0}
+    # Exactly on a model call: it may belong to either side, so it and the one behind it begin anew.
+    assert resets_at(sigmas, (0.6,)) == {0, 2, 3}
+    # Heun crosses the edge on its trial model call, goes back never, but a sampler may: each crossing counts.
+    assert resets_at(np.array([1.0, 0.5, 0.9, 0.4]), (0.7,)) == {0, 1, 2, 3}
 
 
 def test_edge_that_float32_cannot_tell_from_a_sigma_lies_on_it() -> None:
-    """ComfyUI compares in float32: at shift 8 half of the run is sigma 8/9, where 20 steps have an evaluation."""
+    """ComfyUI compares in float32: at shift 8 half of the run is sigma 8/9, where 20 steps have a model call."""
     sigmas = flow(20)[:-1].astype(np.float32).astype(np.float64)
     edge = 8 / 9
     assert sigmas[10] != edge
-    assert restarts_at(sigmas, (edge,)) == {0, 10, 11}
+    assert resets_at(sigmas, (edge,)) == {0, 10, 11}
 
 
 def test_plan_starts_anew_behind_an_edge() -> None:
     edge = (SCHEDULE[9] + SCHEDULE[10]) / 2
-    for wish in (Wish(3.0), Wish(3.0, mode="paper"), Wish(3.0, predictor="linear")):
+    for settings in (Settings(3.0), Settings(3.0, mode="paper"), Settings(3.0, predictor="linear")):
         for profile in (PROFILE, None):
-            plan = plan_for(wish, profile, edges=(edge,))
-            assert plan.restarts == (0, 10)
+            plan = plan_for(settings, profile, edges=(edge,))
+            assert plan.resets == (0, 10)
             assert plan.compute[10]
             assert plan.corrections[10] == 0.0
-            known = histories(plan.compute, plan.restarts)
+            known = histories(plan.compute, plan.resets)
             for i in range(10, 24):
                 assert all(node >= 10 for node in known[i][: len(plan.coefficients[i])])
                 assert len(plan.coefficients[i]) <= len(known[i])
@@ -392,17 +395,17 @@ def test_plan_starts_anew_behind_an_edge() -> None:
 
 
 def test_timesteps_move_the_schedule_and_the_plan_is_for_the_moved_one() -> None:
-    plan = plan_for(Wish(2.0, mode="paper", timesteps=True))
+    plan = plan_for(Settings(2.0, mode="paper", timesteps=True))
     assert len(plan.schedule) == 25
     assert (plan.schedule[0], plan.schedule[-1]) == (SCHEDULE[0], SCHEDULE[-1])
     assert plan.schedule[:-1] == plan.sigmas
     assert np.any(np.array(plan.sigmas) > SCHEDULE[:-1] + 1e-3)
-    assert plan.compute == plan_for(Wish(2.0, mode="paper")).compute
-    assert adjusted_schedule(SCHEDULE, PROFILE, Wish(2.0, mode="paper")) == pytest.approx(plan.schedule)
-    np.testing.assert_array_equal(adjusted_schedule(SCHEDULE, PROFILE, Wish(1.0)), SCHEDULE)
+    assert plan.compute == plan_for(Settings(2.0, mode="paper")).compute
+    assert adjusted_schedule(SCHEDULE, PROFILE, Settings(2.0, mode="paper")) == pytest.approx(plan.schedule)
+    np.testing.assert_array_equal(adjusted_schedule(SCHEDULE, PROFILE, Settings(1.0)), SCHEDULE)
 
 
-def twice_per_step(schedule: np.ndarray) -> Response:
+def twice_per_step(schedule: np.ndarray) -> ImpulseResponse:
     """Heun's response."""
 
     def run(model, x):
@@ -418,17 +421,17 @@ def twice_per_step(schedule: np.ndarray) -> Response:
 
 
 def test_what_adjusted_timesteps_do_by_themselves_is_said_to_be_left_out() -> None:
-    moved = plan_for(Wish(2.0, mode="paper", timesteps=True))
+    moved = plan_for(Settings(2.0, mode="paper", timesteps=True))
     assert moved.schedule and any("predicted error leaves out" in note for note in moved.notes)
-    assert not any("predicted error leaves out" in note for note in plan_for(Wish(2.0, mode="paper")).notes)
+    assert not any("predicted error leaves out" in note for note in plan_for(Settings(2.0, mode="paper")).notes)
 
 
 def test_timesteps_that_cannot_be_known_stay_nominal_with_a_note() -> None:
-    wish = Wish(2.0, timesteps=True)
-    heun = make_plan(SCHEDULE, twice_per_step, profile_at(twice_per_step(SCHEDULE).sigmas), wish)
+    settings = Settings(2.0, timesteps=True)
+    heun = make_plan(SCHEDULE, twice_per_step, profile_at(twice_per_step(SCHEDULE).sigmas), settings)
     assert heun.schedule == ()
     assert any("once per step" in note for note in heun.notes)
-    unmeasured = plan_for(wish, None)
+    unmeasured = plan_for(settings, None)
     assert unmeasured.schedule == ()
     assert any("needs a profile" in note for note in unmeasured.notes)
 
@@ -436,9 +439,9 @@ def test_timesteps_that_cannot_be_known_stay_nominal_with_a_note() -> None:
 def test_a_profile_of_far_fewer_evaluations_checks_nothing_and_says_so() -> None:
     """24 recorded, the run's number beside it: more than twice is too many."""
     for steps, sparse in ((48, False), (49, True), (100, True)):
-        plan = plan_for(Wish(2.0), PROFILE, flow(steps))
+        plan = plan_for(Settings(2.0), PROFILE, flow(steps))
         assert any("too small an error is predicted" in note for note in plan.notes) == sparse
-        assert any(plan.misses) != sparse
+        assert any(plan.residual_limits) != sparse
         assert plan.predicted_error
 
 
@@ -446,22 +449,22 @@ def test_a_profile_that_cannot_tell_two_evaluations_at_one_sigma_apart_promises_
     """Resampled, both are the same: a plan would reuse every other one and expect no error at all."""
     own = profile_at(twice_per_step(SCHEDULE).sigmas)
     for profile, schedule in ((PROFILE, SCHEDULE), (own, flow(20))):
-        plan = make_plan(schedule, twice_per_step, profile, Wish(2.0))
-        assert plan.predicted_error == () and not any(plan.misses)
+        plan = make_plan(schedule, twice_per_step, profile, Settings(2.0))
+        assert plan.predicted_error == () and not any(plan.residual_limits)
         assert ["evaluates twice at one sigma" in note for note in plan.notes] == [True]
-        without = make_plan(schedule, twice_per_step, None, Wish(2.0))
+        without = make_plan(schedule, twice_per_step, None, Settings(2.0))
         assert (plan.compute, plan.corrections) == (without.compute, without.corrections)
-    assert make_plan(SCHEDULE, twice_per_step, own, Wish(2.0)).predicted_error
+    assert make_plan(SCHEDULE, twice_per_step, own, Settings(2.0)).predicted_error
 
 
 def test_timesteps_never_move_another_evaluation_behind_an_edge() -> None:
-    """Adjusted sigmas are higher, so an edge may be crossed later than on the nominal ones, by a reused evaluation."""
-    wish = Wish(3.0, mode="paper", timesteps=True)
+    """Adjusted sigmas are higher, so an edge may be crossed later than on the nominal ones, by a reused model call."""
+    settings = Settings(3.0, mode="paper", timesteps=True)
     for i in range(2, 24):
         edge = SCHEDULE[i] + 1e-3
-        plan = plan_for(wish, edges=(edge,))
-        crossed = restarts_at(np.array(plan.sigmas), (edge,))
-        assert crossed == set(plan.restarts)
+        plan = plan_for(settings, edges=(edge,))
+        crossed = resets_at(np.array(plan.sigmas), (edge,))
+        assert crossed == set(plan.resets)
         assert all(plan.compute[r] for r in crossed)
 
 
@@ -476,8 +479,8 @@ def test_profile_at_its_own_steps_is_taken_as_it_is() -> None:
 def test_predicted_error_at_other_step_counts_is_the_measured_one(steps: int) -> None:
     """A 50-step profile of an analytic trajectory, planned with at other counts, against runs of that many steps."""
     schedule, recorded = flow(steps), profile_at(flow(50)[:-1])
-    for wish, within in [(Wish(2.0), 0.05), (Wish(2.0, predictor="hold", corrector=False), 0.01)]:
-        plan = plan_for(wish, recorded, schedule)
+    for settings, within in [(Settings(2.0), 0.05), (Settings(2.0, predictor="hold", corrector=False), 0.01)]:
+        plan = plan_for(settings, recorded, schedule)
         fitting = recorded.resampled(schedule[:-1])
         plan, predicted = reshaped(plan, euler_response(schedule), fitting, silent(steps))
         np.testing.assert_allclose(predicted, measured_errors(euler, schedule, plan), rtol=within)
@@ -557,12 +560,12 @@ def measured_errors(sampler: Callable, schedule: np.ndarray, plan: Plan, gain: n
     return np.sqrt(np.mean(np.square(runs), axis=1))
 
 
-def silent(count: int) -> Feedback:
+def silent(count: int) -> ErrorResponse:
     """Of a model that gives what was recorded, wherever it is asked."""
-    return Feedback(np.zeros(count), np.zeros(count), np.eye(count))
+    return ErrorResponse(np.zeros(count), np.zeros(count), np.eye(count))
 
 
-def reshaped(plan: Plan, response: Response, profile: Profile, answer: Feedback) -> tuple[Plan, np.ndarray]:
+def reshaped(plan: Plan, response: ImpulseResponse, profile: Profile, answer: ErrorResponse) -> tuple[Plan, np.ndarray]:
     """The plan's schedule with what suits a model that answers so, and (T,) RMS of the end's predicted errors."""
     grams = profile_grams(profile)
     known: dict[str, Predictor | None] = {
@@ -571,8 +574,8 @@ def reshaped(plan: Plan, response: Response, profile: Profile, answer: Feedback)
         "hold": hold,
         "affine": Affine(grams),
     }
-    loop = Loop(response, grams, answer, frozenset(plan.restarts))
-    shape = loop.shape(plan.compute, known[plan.wish.predictor], plan.wish.corrector)
+    simulation = Simulation(response, grams, answer, frozenset(plan.resets))
+    shape = simulation.shape(plan.compute, known[plan.settings.predictor], plan.settings.corrector)
     fitted = {name: tuple(getattr(shape, name)) for name in ("coefficients", "offsets", "corrections")}
     return replace(plan, **fitted), np.sqrt(shape.squares)
 
@@ -587,11 +590,11 @@ def test_predicted_error_is_that_of_a_simulated_run(sampler, predictor: str, cor
     sigmas = schedule[:-1]
     profile = profile_at(sigmas)
 
-    def respond(sigmas: np.ndarray) -> Response:
+    def respond(sigmas: np.ndarray) -> ImpulseResponse:
         return probe(sampler(sigmas))
 
-    wish = Wish(2.5, predictor=predictor, corrector=corrector)
-    plan = make_plan(schedule, respond, profile, wish, edges=(0.9,))
+    settings = Settings(2.5, predictor=predictor, corrector=corrector)
+    plan = make_plan(schedule, respond, profile, settings, edges=(0.9,))
     gain = np.cos(1.0 + 2.0 * np.arange(16)) / sigmas if answers else np.zeros(16)
     plan, predicted = reshaped(plan, respond(schedule), profile, replace(silent(16), gain=gain))
     assert any(plan.corrections) == corrector
@@ -605,10 +608,10 @@ def test_plan_promises_the_median_and_worst_of_what_its_runs_really_leave(predic
     """Of the final latent's size. The spread is next to nothing, but its presence says that the gains were measured."""
     gain = np.cos(1.0 + 2.0 * np.arange(24)) / SCHEDULE[:-1]
     profile = with_answers(PROFILE, gain, 1e-9)
-    plan = plan_for(Wish(2.5, predictor=predictor), profile)
+    plan = plan_for(Settings(2.5, predictor=predictor), profile)
     found = measured_errors(euler, SCHEDULE, plan, gain) / RMS
     assert plan.predicted_error == pytest.approx((np.median(found), max(found)), rel=1e-5)
-    without = plan_for(Wish(2.5, predictor=predictor))
+    without = plan_for(Settings(2.5, predictor=predictor))
     assert (plan.compute, plan.corrections) == (without.compute, without.corrections), "made for a cautious answer"
     assert plan.predicted_error != without.predicted_error
 
@@ -617,39 +620,48 @@ def test_answers_are_pooled_over_the_runs_in_which_they_were_measured() -> None:
     """By their squares: gains of 3 and 1 are one of 2, with 1 to either side on top of the spreads."""
     one = np.ones(24)
     first, second, unmeasured = UNANSWERED.tables
-    tables = (replace(first, gain=3 * one, spread=0.5 * one), replace(second, gain=one, spread=1.5 * one), unmeasured)
-    apart = plan_for(Wish(2.0), replace(UNANSWERED, tables=tables))
-    pooled = plan_for(Wish(2.0), with_answers(UNANSWERED, 2 * one, np.sqrt(1.0 + (0.5**2 + 1.5**2) / 2)))
+    tables = (
+        replace(first, gain=3 * one, deviation=0.5 * one),
+        replace(second, gain=one, deviation=1.5 * one),
+        unmeasured,
+    )
+    apart = plan_for(Settings(2.0), replace(UNANSWERED, tables=tables))
+    pooled = plan_for(Settings(2.0), with_answers(UNANSWERED, 2 * one, np.sqrt(1.0 + (0.5**2 + 1.5**2) / 2)))
     assert apart.predicted_error == pytest.approx(pooled.predicted_error, rel=1e-9)
-    assert apart.misses == pytest.approx(pooled.misses, rel=1e-9)
+    assert apart.residual_limits == pytest.approx(pooled.residual_limits, rel=1e-9)
 
 
 def test_where_no_answer_was_measured_a_cautious_one_is_expected_with_a_note() -> None:
-    unmeasured = plan_for(Wish(2.0), UNANSWERED)
+    unmeasured = plan_for(Settings(2.0), UNANSWERED)
     assert [note for note in unmeasured.notes if "how errors grow was not measured (ERTA Profile does)" in note]
-    blocks = plan_for(Wish(2.0, level="blocks"), replace(UNANSWERED, measured=replace(MEASURED, level="blocks")))
+    blocks = plan_for(Settings(2.0, level="blocks"), replace(UNANSWERED, measured=replace(MEASURED, level="blocks")))
     assert [note for note in blocks.notes if "how errors grow was not measured: " in note], "nor can it be"
-    cautious = cautious_feedback(SCHEDULE[:-1])
-    loop = Run(euler_response(SCHEDULE), Wish(2.0), frozenset({0}), UNANSWERED).measured
-    assert np.array_equal(loop.feedback.spread, cautious.spread) and not loop.feedback.gain.any()
-    assert unmeasured.predicted_error[0] > plan_for(Wish(2.0)).predicted_error[0]
-    assert plan_for(Wish(2.0)).notes == ()
+    cautious = conservative_error_response(SCHEDULE[:-1])
+    simulation = Run(euler_response(SCHEDULE), Settings(2.0), frozenset({0}), UNANSWERED).measured
+    assert (
+        np.array_equal(simulation.error_response.deviation, cautious.deviation)
+        and not simulation.error_response.gain.any()
+    )
+    assert unmeasured.predicted_error[0] > plan_for(Settings(2.0)).predicted_error[0]
+    assert plan_for(Settings(2.0)).notes == ()
 
 
 def test_a_model_that_answers_more_is_predicted_to_err_more() -> None:
-    calm, lively = (plan_for(Wish(2.0), with_answers(PROFILE, np.zeros(24), c / SCHEDULE[:-1])) for c in (0.1, 5.0))
+    calm, lively = (plan_for(Settings(2.0), with_answers(PROFILE, np.zeros(24), c / SCHEDULE[:-1])) for c in (0.1, 5.0))
     assert lively.predicted_error[0] > 1.5 * calm.predicted_error[0]
-    assert max(lively.misses) > max(calm.misses)
+    assert max(lively.residual_limits) > max(calm.residual_limits)
 
 
 def test_what_an_answer_to_errors_drowns_is_taken_back() -> None:
-    """Then the output that ends a gap tells nothing new: a correction of -1 leaves the prediction in its place."""
-    loop = Run(euler_response(SCHEDULE), Wish(2.0), frozenset({0}), PROFILE).loop
+    """Then the output that ends a skipped interval tells nothing new: a correction of -1 leaves the prediction in its
+    place.
+    """
+    simulation = Run(euler_response(SCHEDULE), Settings(2.0), frozenset({0}), PROFILE).simulation
     compute = even(24, 12, frozenset())
     first = next(i for i in range(2, 24) if compute[i] and not compute[i - 1])
 
     def correction(size: float) -> float:
-        answering = replace(loop, feedback=replace(silent(24), spread=np.full(24, size)))
+        answering = replace(simulation, error_response=replace(silent(24), deviation=np.full(24, size)))
         return answering.shape(compute, None, True).corrections[first]
 
     assert correction(1e4) == pytest.approx(-1.0, abs=0.01)
@@ -660,12 +672,14 @@ def test_what_an_answer_to_errors_drowns_is_taken_back() -> None:
 def test_where_few_evaluations_would_amplify_errors_they_are_held_with_a_note(speed: float) -> None:
     schedule = flow(10)
     lively = with_answers(profile_at(schedule[:-1]), np.zeros(10), 4.0 / schedule[:-1])
-    plan, held = (plan_for(w, lively, schedule) for w in (Wish(speed), Wish(speed, predictor="hold", corrector=False)))
+    plan, held = (
+        plan_for(w, lively, schedule) for w in (Settings(speed), Settings(speed, predictor="hold", corrector=False))
+    )
     chosen = terms(plan) == {1} and not any(plan.corrections)
     assert chosen == (speed == 4.0)
     assert ["held and not corrected" in note for note in plan.notes] == [True] * chosen
     assert plan.predicted_error[1] < 1.1 * held.predicted_error[1]
-    assert plan.wish == Wish(speed), "which is what is asked again when a workflow brings the plan along"
+    assert plan.settings == Settings(speed), "which is what is asked again when a workflow brings the plan along"
 
 
 # The curve
@@ -673,11 +687,11 @@ def test_where_few_evaluations_would_amplify_errors_they_are_held_with_a_note(sp
 
 @pytest.mark.parametrize("timesteps", [False, True])
 def test_the_curve_is_what_the_same_wish_comes_to_at_other_speeds(timesteps: bool) -> None:
-    wish = Wish(1.7, mode="paper", timesteps=timesteps)
-    curve = error_curve(SCHEDULE, euler_response, PROFILE, wish)
+    settings = Settings(1.7, mode="paper", timesteps=timesteps)
+    curve = error_curve(SCHEDULE, euler_response, PROFILE, settings)
     assert [point.speed for point in curve] == list(CURVE)
     for point in curve:
-        plan = plan_for(replace(wish, speed=point.speed))
+        plan = plan_for(replace(settings, speed=point.speed))
         assert (point.computed, point.of) == (plan.computed, 24)
         assert (point.median, point.worst) == plan.predicted_error
         assert [letter == "1" for letter in point.compute] == list(plan.compute)
@@ -687,8 +701,8 @@ def test_the_curve_is_what_the_same_wish_comes_to_at_other_speeds(timesteps: boo
 
 
 def test_misses_are_what_recorded_runs_miss_and_a_little_more_for_there_are_few() -> None:
-    """The largest over the runs, of what was computed at the end of each gap, widened by 1 + 1 / T."""
-    plan = plan_for(Wish(2.0, corrector=False))
+    """The largest over the runs, of what was computed at the end of each skipped interval, widened by 1 + 1 / T."""
+    plan = plan_for(Settings(2.0, corrector=False))
     expected = np.zeros(24)
     for run in range(3):
         features = trajectory(run)(SCHEDULE[:-1])
@@ -703,27 +717,29 @@ def test_misses_are_what_recorded_runs_miss_and_a_little_more_for_there_are_few(
             replay.observe(i, "guided", torch.from_numpy(feature))
     ends = expected > 0
     assert ends.sum() >= 6
-    np.testing.assert_allclose(np.array(plan.misses)[ends], expected[ends] * (1 + 1 / 3), rtol=1e-5)
-    assert not np.array(plan.misses)[~ends].any()
+    np.testing.assert_allclose(np.array(plan.residual_limits)[ends], expected[ends] * (1 + 1 / 3), rtol=1e-5)
+    assert not np.array(plan.residual_limits)[~ends].any()
 
 
 def predicted_at(plan: Plan, features: np.ndarray, i: int) -> np.ndarray:
-    known = histories(plan.compute, plan.restarts)[i]
+    known = histories(plan.compute, plan.resets)[i]
     coefficients = plan.coefficients[i]
     return np.sum([c * features[k] for c, k in zip(coefficients, known, strict=False)], axis=0) + plan.offsets[i]
 
 
-@pytest.mark.parametrize("wish", [Wish(2.0, check=False), Wish(2.0, mode="paper")], ids=["switched off", "paper"])
-def test_without_the_check_nothing_is_compared(wish: Wish) -> None:
-    assert not any(plan_for(wish).misses)
-    assert any(plan_for(Wish(2.0)).misses)
-    assert not any(plan_for(Wish(2.0), profile=None).misses)
+@pytest.mark.parametrize(
+    "settings", [Settings(2.0, check=False), Settings(2.0, mode="paper")], ids=["switched off", "paper"]
+)
+def test_without_the_check_nothing_is_compared(settings: Settings) -> None:
+    assert not any(plan_for(settings).residual_limits)
+    assert any(plan_for(Settings(2.0)).residual_limits)
+    assert not any(plan_for(Settings(2.0), profile=None).residual_limits)
 
 
 @pytest.mark.parametrize("predictor", ["auto", "hold", "linear"])
 def test_no_other_correction_leaves_less_of_all_errors_so_far(predictor: str) -> None:
     """Summed over runs, with all that comes after the correction computed and left as it is."""
-    plan = plan_for(Wish(2.5, predictor=predictor))
+    plan = plan_for(Settings(2.5, predictor=predictor))
     plan, _ = reshaped(plan, euler_response(SCHEDULE), PROFILE, silent(24))
     corrected = [i for i, u in enumerate(plan.corrections) if u]
     assert len(corrected) >= 3
@@ -739,37 +755,39 @@ def test_no_other_correction_leaves_less_of_all_errors_so_far(predictor: str) ->
 
 def test_latent_that_is_all_zero_is_lost_and_no_error() -> None:
     tables = tuple(replace(table, latent_rms=0.0) for table in PROFILE.tables)
-    plan = plan_for(Wish(2.0), replace(PROFILE, tables=tables))
+    plan = plan_for(Settings(2.0), replace(PROFILE, tables=tables))
     assert plan.predicted_error == (MAX_ERROR, MAX_ERROR)
     assert plan_from_json(plan_to_json(plan)) == plan
 
 
 def test_less_speed_and_the_corrector_lower_the_predicted_error() -> None:
-    errors = [plan_for(Wish(speed)).predicted_error[0] for speed in (1.5, 2.0, 3.0, 4.0)]
+    errors = [plan_for(Settings(speed)).predicted_error[0] for speed in (1.5, 2.0, 3.0, 4.0)]
     assert errors == sorted(errors)
-    assert plan_for(Wish(2.0)).predicted_error[0] < plan_for(Wish(2.0, corrector=False)).predicted_error[0]
-    assert plan_for(Wish(2.0)).predicted_error[0] < plan_for(Wish(2.0, mode="paper")).predicted_error[0]
+    assert plan_for(Settings(2.0)).predicted_error[0] < plan_for(Settings(2.0, corrector=False)).predicted_error[0]
+    assert plan_for(Settings(2.0)).predicted_error[0] < plan_for(Settings(2.0, mode="paper")).predicted_error[0]
 
 
 # Levels, modes, determinism
 
 
-@pytest.mark.parametrize("wish", [Wish(2.0, level="blocks"), Wish(2.0, mode="paper"), Wish(2.0, corrector=False)])
-def test_no_correction_at_blocks_level_in_paper_mode_or_where_switched_off(wish: Wish) -> None:
-    assert set(plan_for(wish).corrections) == {0.0}
-    assert set(plan_for(replace(wish, level="output", mode="planned", corrector=True)).corrections) != {0.0}
+@pytest.mark.parametrize(
+    "settings", [Settings(2.0, level="blocks"), Settings(2.0, mode="paper"), Settings(2.0, corrector=False)]
+)
+def test_no_correction_at_blocks_level_in_paper_mode_or_where_switched_off(settings: Settings) -> None:
+    assert set(plan_for(settings).corrections) == {0.0}
+    assert set(plan_for(replace(settings, level="output", mode="planned", corrector=True)).corrections) != {0.0}
 
 
-def wishes() -> Sequence[Wish]:
+def wishes() -> Sequence[Settings]:
     predictors = ("auto", "hold", "affine", "linear")
-    return [Wish(2.0, mode=mode, predictor=p) for mode in ("planned", "paper") for p in predictors]
+    return [Settings(2.0, mode=mode, predictor=p) for mode in ("planned", "paper") for p in predictors]
 
 
-@pytest.mark.parametrize("wish", wishes(), ids=lambda w: f"{w.mode}-{w.predictor}")
-def test_same_inputs_give_the_same_plan_and_touch_no_random_state(wish: Wish) -> None:
+@pytest.mark.parametrize("settings", wishes(), ids=lambda w: f"{w.mode}-{w.predictor}")
+def test_same_inputs_give_the_same_plan_and_touch_no_random_state(settings: Settings) -> None:
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     schedule = SCHEDULE.copy()
-    assert plan_for(wish, schedule=schedule) == plan_for(wish, Profile.from_bytes(PROFILE.to_bytes()))
+    assert plan_for(settings, schedule=schedule) == plan_for(settings, Profile.from_bytes(PROFILE.to_bytes()))
     assert np.array_equal(schedule, SCHEDULE)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
@@ -777,5 +795,5 @@ def test_same_inputs_give_the_same_plan_and_touch_no_random_state(wish: Wish) ->
 
 def test_euler_response_is_what_the_probe_finds() -> None:
     found, known = probe(euler(SCHEDULE)), euler_response(SCHEDULE)
-    np.testing.assert_allclose(found.influence, known.influence, atol=1e-14)
+    np.testing.assert_allclose(found.matrix, known.matrix, atol=1e-14)
     np.testing.assert_array_equal(found.sigmas, known.sigmas)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ertacache.erta.prior import MAX_ANSWER, cautious_feedback, flow_sigmas, generic_gram
+from ertacache.erta.prior import MAX_ERROR_RESPONSE, conservative_error_response, flow_sigmas, generic_gram
 
 STEPS = np.arange(20) / 20
 FLOW = 8.0 * (1 - STEPS) / (8.0 - 7.0 * STEPS)  # from 1 down, shifted
@@ -65,21 +65,21 @@ def test_networks_do_not_tell_sigmas_below_a_thousandth_nor_that_close_to_pure_n
 
 @given(any_runs)
 def test_answer_is_finite_bounded_and_says_nothing_about_its_direction(sigmas: np.ndarray) -> None:
-    feedback = cautious_feedback(sigmas)
-    np.testing.assert_array_equal(feedback.gain, np.zeros(len(sigmas)))
-    in_sigmas = feedback.spread * sigmas
+    error_response = conservative_error_response(sigmas)
+    np.testing.assert_array_equal(error_response.gain, np.zeros(len(sigmas)))
+    in_sigmas = error_response.deviation * sigmas
     assert in_sigmas.min() > 1.0 - 1e-9
-    assert in_sigmas.max() < MAX_ANSWER + 1e-9
+    assert in_sigmas.max() < MAX_ERROR_RESPONSE + 1e-9
 
 
 def test_answer_of_a_flow_model_is_one_over_sigma_and_what_is_left_of_the_signal_up_to_its_limit() -> None:
-    feedback = cautious_feedback(np.array([1.0, 0.95, 0.9, 0.5, 0.01, 1e-9]))
-    assert feedback.spread == pytest.approx([MAX_ANSWER, 16.0 / 0.95, 10 / 0.9, 4.0, 100 / 0.99, 1e9])
+    error_response = conservative_error_response(np.array([1.0, 0.95, 0.9, 0.5, 0.01, 1e-9]))
+    assert error_response.deviation == pytest.approx([MAX_ERROR_RESPONSE, 16.0 / 0.95, 10 / 0.9, 4.0, 100 / 0.99, 1e9])
 
 
 def test_answer_of_other_models_is_one_over_sigma() -> None:
     sigmas = np.array([14.6, 2.0, 1.0, 0.03])
-    assert cautious_feedback(sigmas).spread == pytest.approx(1 / sigmas)
+    assert conservative_error_response(sigmas).deviation == pytest.approx(1 / sigmas)
 
 
 def test_flow_sigmas_stay_what_they_are_and_rounding_above_one_does_not_make_another_model() -> None:
@@ -87,5 +87,5 @@ def test_flow_sigmas_stay_what_they_are_and_rounding_above_one_does_not_make_ano
     rounded = np.array([1.0 + 1e-7, 0.5])
     np.testing.assert_array_equal(flow_sigmas(rounded), rounded)
     assert np.isfinite(generic_gram(rounded)).all()
-    assert cautious_feedback(rounded).spread == pytest.approx([MAX_ANSWER, 4.0])
+    assert conservative_error_response(rounded).deviation == pytest.approx([MAX_ERROR_RESPONSE, 4.0])
     assert flow_sigmas(np.array([3.0, 1.0])) == pytest.approx([0.75, 0.5])

@@ -69,15 +69,15 @@ def small_profile() -> Profile:
 
 
 def equal(one: Table, other: Table) -> bool:
-    names = ("run", "stream", "elements", "latent_rms", "sigmas", "gram", "l1", "norm1", "mean", "gain", "spread")
+    names = ("run", "stream", "elements", "latent_rms", "sigmas", "gram", "l1", "norm1", "mean", "gain", "deviation")
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 def answering(profile: Profile) -> Profile:
     """With an answer to errors measured in the first run only."""
     first, *others = profile.tables
-    answered = replace(first, gain=np.array([-0.5, 0.0, 2.0]), spread=np.array([0.25, 0.0, 1.5]))
-    return Profile(profile.measured, (answered, *others))
+    has_error_response = replace(first, gain=np.array([-0.5, 0.0, 2.0]), deviation=np.array([0.25, 0.0, 1.5]))
+    return Profile(profile.measured, (has_error_response, *others))
 
 
 def flow_sigmas(steps: int, shift: float = 8.0) -> np.ndarray:
@@ -111,8 +111,8 @@ BAD_TABLES: dict[str, tuple[str, object, str]] = {
     "fractional stream": ("stream", 0.5, "stream"),
     "no elements": ("elements", 0, "elements"),
     "NaN latent_rms": ("latent_rms", float("nan"), "latent_rms"),
-    "one evaluation": ("sigmas", np.ones(1), "sigmas"),
-    "too many evaluations": ("sigmas", np.ones(1001), "sigmas"),
+    "one model call": ("sigmas", np.ones(1), "sigmas"),
+    "too many model calls": ("sigmas", np.ones(1001), "sigmas"),
     "sigmas in two dimensions": ("sigmas", np.ones((3, 1)), "sigmas"),
     "negative sigma": ("sigmas", np.array([1.0, 0.5, -0.1]), "sigmas"),
     "huge sigma": ("sigmas", np.array([2e6, 0.5, 0.1]), "sigmas"),
@@ -137,10 +137,10 @@ BAD_TABLES: dict[str, tuple[str, object, str]] = {
     "one gain for all": ("gain", 0.5, "'gain'.*shape"),
     "gain is text": ("gain", ["a", "b", "c"], "'gain'"),
     "gain is nothing": ("gain", None, "'gain'"),
-    "NaN spread": ("spread", np.array([0.5, np.nan, 0.5]), "'spread' is nan"),
-    "infinite spread": ("spread", np.array([0.5, np.inf, 0.5]), "'spread' is inf"),
-    "negative spread": ("spread", np.array([0.5, -0.1, 0.5]), "'spread' is -0.1.*0 or more"),
-    "spread of another size": ("spread", np.zeros(4), "'spread'.*shape"),
+    "NaN spread": ("deviation", np.array([0.5, np.nan, 0.5]), "'spread' is nan"),
+    "infinite spread": ("deviation", np.array([0.5, np.inf, 0.5]), "'spread' is inf"),
+    "negative spread": ("deviation", np.array([0.5, -0.1, 0.5]), "'spread' is -0.1.*0 or more"),
+    "spread of another size": ("deviation", np.zeros(4), "'deviation'.*shape"),
     "mean above norm1": ("mean", np.array([3.5, 1.5, 0.6]), "mean"),
 }
 
@@ -154,17 +154,17 @@ def test_table_refuses(field: str, value: object, message: str) -> None:
 
 def test_an_answer_that_is_left_out_was_not_measured() -> None:
     table = small_profile().tables[0]
-    assert not table.answered
-    assert table.gain.tolist() == table.spread.tolist() == [0, 0, 0]
-    assert replace(table, spread=np.array([0.0, 0.5, 0.0])).answered
-    assert replace(table, gain=np.array([0.0, -0.5, 0.0])).answered
+    assert not table.has_error_response
+    assert table.gain.tolist() == table.deviation.tolist() == [0, 0, 0]
+    assert replace(table, deviation=np.array([0.0, 0.5, 0.0])).has_error_response
+    assert replace(table, gain=np.array([0.0, -0.5, 0.0])).has_error_response
 
 
 def test_an_answer_is_kept_as_a_read_only_float64_copy() -> None:
     given = np.array([1.0, 2.0, 3.0], dtype=np.float32)
-    table = replace(small_profile().tables[0], gain=given, spread=given)
+    table = replace(small_profile().tables[0], gain=given, deviation=given)
     given[0] = 7
-    for kept in (table.gain, table.spread):
+    for kept in (table.gain, table.deviation):
         assert kept.tolist() == [1, 2, 3]
         assert kept.dtype == np.float64
         with pytest.raises(ValueError, match="read-only"):
@@ -248,16 +248,16 @@ def test_save_and_load_give_the_same_profile() -> None:
     again = Profile.from_bytes(data)
     assert again.measured == profile.measured == read_header(data) == read_header(io.BytesIO(data))
     assert all(map(equal, again.tables, profile.tables))
-    assert (again.runs, again.evaluations) == (2, 3)
+    assert (again.runs, again.calls) == (2, 3)
 
 
 def test_answers_survive_save_and_load_and_change_the_digest() -> None:
     profile = answering(small_profile())
     again = Profile.from_bytes(profile.to_bytes())
     assert all(map(equal, again.tables, profile.tables))
-    assert [table.answered for table in again.tables] == [True, False]
+    assert [table.has_error_response for table in again.tables] == [True, False]
     assert again.tables[0].gain.tolist() == [-0.5, 0.0, 2.0]
-    assert again.tables[0].spread.tolist() == [0.25, 0.0, 1.5]
+    assert again.tables[0].deviation.tolist() == [0.25, 0.0, 1.5]
     assert again.digest() == profile.digest() != small_profile().digest()
 
 
@@ -377,13 +377,13 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "tensor no object": (lambda: altered(lambda h: h.update(gram=1)), "'gram'"),
     "other type": (lambda: altered(lambda h: h["run"].update(dtype="F64")), "'run'.*I64"),
     "no shape": (lambda: altered(lambda h: h["sigmas"].pop("shape")), "'sigmas'"),
-    "no evaluations": (lambda: altered(lambda h: h["sigmas"].update(shape=[2, 0])), "'sigmas'"),
+    "no model calls": (lambda: altered(lambda h: h["sigmas"].update(shape=[2, 0])), "'sigmas'"),
     "too many runs": (lambda: altered(lambda h: h["sigmas"].update(shape=[513, 3])), "'sigmas'"),
     "shape of text": (lambda: altered(lambda h: h["sigmas"].update(shape=["2", 3])), "'sigmas'"),
     "gram of another shape": (lambda: altered(lambda h: h["gram"].update(shape=[6, 2])), "'gram'"),
     "elements of another shape": (lambda: altered(lambda h: h["elements"].update(shape=[2, 1])), "'elements'"),
     "gain of another shape": (lambda: altered(lambda h: h["gain"].update(shape=[3, 2])), "'gain'.*shape"),
-    "spread of another shape": (lambda: altered(lambda h: h["spread"].update(shape=[6])), "'spread'.*shape"),
+    "spread of another shape": (lambda: altered(lambda h: h["deviation"].update(shape=[6])), "'deviation'.*shape"),
     "gain of another type": (lambda: altered(lambda h: h["gain"].update(dtype="I64")), "'gain'.*F64"),
     "offsets overlap": (lambda: altered(lambda h: h["run"].update(data_offsets=[0, 16])), "'file'"),
     "data cut off": (lambda: small_profile().to_bytes()[:-1], "'file'"),
@@ -396,9 +396,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "negative sigma": (lambda: with_tensor_bytes("sigmas", f8(0.5), f8(-0.5)), "'sigmas' is -0.5"),
     "negative norm1": (lambda: with_tensor_bytes("norm1", f8(3.5), f8(-3.5)), "'norm1' is -3.5"),
     "NaN in gain": (lambda: with_tensor_bytes("gain", f8(0), f8(float("nan"))), "'gain' is nan"),
-    "NaN in spread": (lambda: with_tensor_bytes("spread", f8(0), f8(float("nan"))), "'spread' is nan"),
-    "infinity in spread": (lambda: with_tensor_bytes("spread", f8(0), f8(float("inf"))), "'spread' is inf"),
-    "negative spread": (lambda: with_tensor_bytes("spread", f8(0), f8(-0.5)), "'spread' is -0.5"),
+    "NaN in spread": (lambda: with_tensor_bytes("deviation", f8(0), f8(float("nan"))), "'spread' is nan"),
+    "infinity in spread": (lambda: with_tensor_bytes("deviation", f8(0), f8(float("inf"))), "'spread' is inf"),
+    "negative spread": (lambda: with_tensor_bytes("deviation", f8(0), f8(-0.5)), "'spread' is -0.5"),
     "no elements": (lambda: with_tensor_bytes("elements", np.int64(2).tobytes(), bytes(8)), "'elements' is 0"),
     "run twice": (lambda: with_tensor_bytes("run", np.int64(1).tobytes(), bytes(8)), "'run'"),
 }
@@ -461,14 +461,14 @@ def test_writing_refuses_what_reading_would(monkeypatch: pytest.MonkeyPatch) -> 
 
 def trajectory(sigmas: np.ndarray) -> np.ndarray:
     """(M, 500) velocity of the exact flow towards 500 Gaussians of standard deviations 0.03 to 1.5: smooth, known."""
-    spread = np.geomspace(1e-3, 2, 500)
+    deviation = np.geomspace(1e-3, 2, 500)
     start = np.random.default_rng(2).standard_normal(500)
     s = sigmas[:, None]
-    return (s - (1 - s) * spread) / np.sqrt((1 - s) ** 2 * spread + s**2) * start
+    return (s - (1 - s) * deviation) / np.sqrt((1 - s) ** 2 * deviation + s**2) * start
 
 
 def bend(gram: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    """|F_i - line through F_s2, F_s| for every gap of one to three reused evaluations."""
+    """|F_i - line through F_s2, F_s| for every skipped interval of one to three reused model calls."""
     found = []
     for s in range(1, len(sigmas) - 1):
         for i in range(s + 1, min(s + 4, len(sigmas))):
@@ -536,7 +536,7 @@ def test_t5_a_longer_gap_is_never_cheaper_because_steps_are_fewer(fifty: Profile
     shortest = []
     for steps in (80, 60, 40, 30, 20, 10):
         (table,) = fifty.resampled(flow_sigmas(steps)).tables
-        # From the middle of the run to the evaluation one step later: the fewer steps, the longer the gap.
+        # From the middle of the run to the model call one step later: the fewer steps, the longer the skipped interval.
         middle = steps // 2
         shortest.append(table.l1[middle, middle + 1])
     assert shortest == sorted(shortest)
@@ -545,10 +545,10 @@ def test_t5_a_longer_gap_is_never_cheaper_because_steps_are_fewer(fifty: Profile
 def test_an_answer_at_other_sigmas_is_held_and_interpolated_times_sigma(fifty: Profile) -> None:
     """Its unit is 1 / sigma: what is 0.3 / sigma + 2 is that at any sigma within, and 1 / sigma beyond them."""
     (table,) = fifty.tables
-    answered = replace(table, gain=0.3 / table.sigmas + 2.0, spread=0.7 / table.sigmas)
+    has_error_response = replace(table, gain=0.3 / table.sigmas + 2.0, deviation=0.7 / table.sigmas)
     wanted = np.array([1.5, 1.0, 0.77, 0.3, 0.2, 0.07])
-    (found,) = Profile(MEASURED, (answered,)).resampled(wanted).tables
-    np.testing.assert_allclose(found.spread, 0.7 / wanted, rtol=1e-12)
+    (found,) = Profile(MEASURED, (has_error_response,)).resampled(wanted).tables
+    np.testing.assert_allclose(found.deviation, 0.7 / wanted, rtol=1e-12)
     np.testing.assert_allclose(found.gain[1:-1], 0.3 / wanted[1:-1] + 2.0, rtol=1e-12)
     lowest = table.sigmas.min()
     np.testing.assert_allclose(found.gain[[0, -1]], [2.3 / 1.5, (0.3 + 2.0 * lowest) / 0.07], rtol=1e-12)
@@ -556,17 +556,17 @@ def test_an_answer_at_other_sigmas_is_held_and_interpolated_times_sigma(fifty: P
 
 def test_what_was_not_measured_is_not_measured_at_other_sigmas_either(fifty: Profile) -> None:
     (table,) = fifty.resampled(flow_sigmas(20)).tables
-    assert not table.answered
+    assert not table.has_error_response
     assert not table.gain.any()
 
 
 def test_of_answers_at_one_sigma_the_last_counts() -> None:
-    # heun: as the corrector's evaluation, which comes after the predictor's at the same sigma.
+    # heun: as the corrector's model call, which comes after the predictor's at the same sigma.
     sigmas = np.array([1.0, 0.5, 0.5])
-    table = replace(table_of(np.eye(3), sigmas), gain=np.array([1.0, 2.0, 6.0]), spread=np.array([1.0, 2.0, 8.0]))
+    table = replace(table_of(np.eye(3), sigmas), gain=np.array([1.0, 2.0, 6.0]), deviation=np.array([1.0, 2.0, 8.0]))
     (found,) = Profile(MEASURED, (table,)).resampled(np.array([1.0, 0.5])).tables
     assert found.gain.tolist() == [1, 6]
-    assert found.spread.tolist() == [1, 8]
+    assert found.deviation.tolist() == [1, 8]
 
 
 def test_sigmas_beyond_the_measured_range_hold_the_feature(fifty: Profile) -> None:
@@ -620,7 +620,7 @@ def test_resampling_refuses_sigmas_that_no_run_has(fifty: Profile) -> None:
     answers=hnp.arrays(np.float64, (2, 7), elements=st.floats(-1e3, 1e3)),
 )
 def test_resampled_tables_are_valid_whatever_was_measured(features, sigmas, wanted, answers) -> None:
-    table = replace(table_of(features, sigmas), gain=answers[0], spread=np.abs(answers[1]))
+    table = replace(table_of(features, sigmas), gain=answers[0], deviation=np.abs(answers[1]))
     resampled = Profile(MEASURED, (table,)).resampled(wanted)
     assert Profile.from_bytes(resampled.to_bytes()).digest() == resampled.digest()
 

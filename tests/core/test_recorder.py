@@ -124,7 +124,7 @@ def test_missing_evaluation_is_refused() -> None:
     recorder = Recorder(SIGMAS)
     for i in (0, 1, 3):
         recorder.observe(i, "guided", torch.ones(5))
-    with pytest.raises(IncompleteRecording, match="no feature at evaluation 2"):
+    with pytest.raises(IncompleteRecording, match="no feature at model call 2"):
         recorder.tables(0, 1.0)
 
 
@@ -152,7 +152,7 @@ def test_run_that_gave_no_numbers_is_refused_not_raised(value: float) -> None:
 
 
 def test_run_of_one_evaluation_is_refused() -> None:
-    with pytest.raises(IncompleteRecording, match="only one evaluation"):
+    with pytest.raises(IncompleteRecording, match="only one model call"):
         recorded(torch.ones(1, 5), SIGMAS[:1]).tables(0, 1.0)
 
 

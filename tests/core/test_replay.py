@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ertacache.erta.offload import put_aside
-from ertacache.erta.plan import Plan, Wish, full_plan
+from ertacache.erta.plan import Plan, Settings, full_plan
 from ertacache.erta.planner import euler_response, make_plan
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import CARE, Replay
@@ -24,20 +24,20 @@ def plan_of(
     coefficients: dict[int, tuple[float, ...]],
     corrections: dict[int, float] | None = None,
     offsets: dict[int, float] | None = None,
-    restarts: tuple[int, ...] = (0,),
-    misses: dict[int, float] | None = None,
+    resets: tuple[int, ...] = (0,),
+    residual_limits: dict[int, float] | None = None,
 ) -> Plan:
-    """compute: "1" for each computed evaluation, "0" for each reused one; the rest by evaluation."""
+    """compute: "1" for each computed model call, "0" for each reused one; the rest by model call."""
     count = len(compute)
     return Plan(
-        wish=Wish(),
+        settings=Settings(),
         sigmas=tuple(float(s) for s in np.linspace(1, 0.1, count)),
         compute=tuple(c == "1" for c in compute),
         coefficients=tuple(coefficients.get(i, ()) for i in range(count)),
         offsets=tuple((offsets or {}).get(i, 0.0) for i in range(count)),
         corrections=tuple((corrections or {}).get(i, 0.0) for i in range(count)),
-        misses=tuple((misses or {}).get(i, 0.0) for i in range(count)),
-        restarts=restarts,
+        residual_limits=tuple((residual_limits or {}).get(i, 0.0) for i in range(count)),
+        resets=resets,
     )
 
 
@@ -46,7 +46,7 @@ def feature(value: float, shape: tuple[int, ...] = (2,), dtype: torch.dtype = to
 
 
 def run(replay: Replay, values: list[float], key: str = KEY) -> list[tuple[str, float]]:
-    """Each evaluation's truth is ``values[i]``; what the sampler is handed, and whether that was computed."""
+    """Each model call's truth is ``values[i]``; what the sampler is handed, and whether that was computed."""
     handed = []
     for i, value in enumerate(values):
         predicted = replay.predict(i, key)
@@ -67,7 +67,7 @@ def test_reused_evaluation_gets_the_line_through_the_two_newest_computed_ones() 
 
 
 def test_offset_is_added_and_one_coefficient_scales_the_newest() -> None:
-    # Truth 10 20 30: evaluation 2 is 0.5 * 20 + 3 = 13; evaluation 1 is 10 + 0.
+    # Truth 10 20 30: model call 2 is 0.5 * 20 + 3 = 13; model call 1 is 10 + 0.
     plan = plan_of("101", {1: (1.0,)})
     assert run(Replay(plan), [10, 20, 30])[1] == ("reused", 10)
     plan = plan_of("110", {2: (0.5,)}, offsets={2: 3.0})
@@ -91,7 +91,7 @@ def test_correction_hands_on_more_of_what_the_prediction_had_missed() -> None:
 
 def test_restart_makes_the_next_reuse_start_from_there() -> None:
     # After the restart at 3 only its own feature is known: held at 40, though 10, 20 and 30 were computed before.
-    plan = plan_of("11110", {4: (1.0,)}, restarts=(0, 3))
+    plan = plan_of("11110", {4: (1.0,)}, resets=(0, 3))
     assert run(Replay(plan), [10, 20, 30, 40, 50])[4] == ("reused", 40)
 
 
@@ -106,7 +106,7 @@ def test_plan_that_begins_with_reuse_computes_instead() -> None:
 
 
 def test_missing_entry_makes_the_evaluation_computed_never_zero() -> None:
-    """A run that starts late: evaluations 0 and 1 never came, so 2 cannot be predicted from them."""
+    """A run that starts late: model calls 0 and 1 never came, so 2 cannot be predicted from them."""
     replay = Replay(plan_of("11011010", {2: (2.0, -1.0), 5: (2.0, -1.0), 7: (2.0, -1.0)}))
     assert replay.predict(2, KEY) is None
     replay.observe(2, KEY, feature(15))
@@ -125,7 +125,7 @@ def test_one_missing_term_of_two_is_missing() -> None:
 
 
 def test_step_computed_against_the_plan_is_not_mistaken_for_a_planned_one() -> None:
-    """Evaluation 2 was to be reused but was computed (the adapter may refuse a prediction): 3's history is (1, 0)."""
+    """Model call 2 was to be reused but was computed (the adapter may refuse a prediction): 3's history is (1, 0)."""
     replay = Replay(plan_of("110011", {2: (2.0, -1.0), 3: (3.0, -2.0)}))
     for i, value in enumerate([10, 12, 15]):
         replay.observe(i, KEY, feature(value))
@@ -181,23 +181,23 @@ def test_streams_do_not_see_each_other() -> None:
 # A run unlike the recorded ones is computed more
 
 
-# Every other evaluation is held; each computed one tells how far that was off.
-HELD = plan_of("1010101010", dict.fromkeys(range(1, 10), (1.0,)), misses=dict.fromkeys(range(2, 10, 2), 0.1))
+# Every other model call is held; each computed one tells how far that was off.
+HELD = plan_of("1010101010", dict.fromkeys(range(1, 10), (1.0,)), residual_limits=dict.fromkeys(range(2, 10, 2), 0.1))
 
 
 def kinds(replay: Replay, values: list[float]) -> str:
-    """ "1" for each evaluation that was computed."""
+    """ "1" for each model call that was computed."""
     return "".join("1" if kind == "computed" else "0" for kind, _ in run(replay, values))
 
 
 def jumping(at: int, by: float) -> list[float]:
-    """10 throughout, but from evaluation ``at`` on so much more that the miss there is ``by`` of the feature."""
+    """10 throughout, but from model call ``at`` on so much more that the miss there is ``by`` of the feature."""
     return [10.0] * at + [10.0 / (1.0 - by)] * (10 - at)
 
 
 @pytest.mark.parametrize("times", [0.5, 0.99, 1.01, 3.0])
 def test_gap_after_the_next_is_computed_where_a_miss_was_larger_than_care_allows(times: float) -> None:
-    """The miss at 4 is looked at when 6 tells its own, so 7 is the first evaluation that can be careful about it; at 6
+    """The miss at 4 is looked at when 6 tells its own, so 7 is the first model call that can be careful about it; at 6
     all is well again, so 9 is reused."""
     replay = Replay(HELD)
     found = kinds(replay, jumping(4, 0.1 * CARE * times))
@@ -206,13 +206,13 @@ def test_gap_after_the_next_is_computed_where_a_miss_was_larger_than_care_allows
         assert replay.notes == ()
     else:
         assert found == "1010101110"
-        assert replay.notes == ("unlike the profiled runs from evaluation 7 on: 1 computed on top of the plan",)
+        assert replay.notes == ("unlike the profiled runs from model call 7 on: 1 computed on top of the plan",)
 
 
 def test_run_that_stays_unlike_is_computed_from_then_on_and_the_first_is_named() -> None:
     replay = Replay(HELD)
     assert kinds(replay, [10.0 * 2**i for i in range(10)]) == "1010111111"
-    assert replay.notes == ("unlike the profiled runs from evaluation 5 on: 3 computed on top of the plan",)
+    assert replay.notes == ("unlike the profiled runs from model call 5 on: 3 computed on top of the plan",)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -221,12 +221,14 @@ def test_run_that_is_no_number_is_unlike(bad: float) -> None:
 
 
 def test_plan_without_misses_checks_nothing() -> None:
-    plan = replace(HELD, misses=(0.0,) * 10)
+    plan = replace(HELD, residual_limits=(0.0,) * 10)
     assert kinds(Replay(plan), [10.0 * 2**i for i in range(10)]) == "1010101010"
 
 
 def test_what_is_computed_on_top_enters_no_prediction_and_leaves_nothing_to_correct() -> None:
-    """With a correction at every closing evaluation: behind a gap that was computed there is nothing to make up for."""
+    """With a correction at every closing model call: behind a skipped interval that was computed there is nothing to
+    make up for.
+    """
     plan = replace(HELD, corrections=tuple(0.5 if i in (2, 4, 6, 8) else 0.0 for i in range(10)))
     values = [10, 10, 20, 20, 40, 80, 160, 160, 160, 170]
     replay = Replay(plan)
@@ -246,7 +248,7 @@ def test_what_is_computed_on_top_enters_no_prediction_and_leaves_nothing_to_corr
 
 
 def test_check_reads_no_number_before_the_next_one_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading one waits for the device; a whole gap later it has long arrived."""
+    """Reading one waits for the device; a whole skipped interval later it has long arrived."""
     from ertacache.erta import replay as module
 
     read: list[int] = []
@@ -266,8 +268,10 @@ def test_check_reads_no_number_before_the_next_one_is_under_way(monkeypatch: pyt
 
 def test_check_that_finds_nothing_changes_no_bit() -> None:
     schedule = np.linspace(1, 0, 13)
-    plan = make_plan(schedule, euler_response, None, Wish(2.0))
-    checked = replace(plan, misses=tuple(1e6 if any(c) and i else 0.0 for i, c in enumerate(plan.coefficients)))
+    plan = make_plan(schedule, euler_response, None, Settings(2.0))
+    checked = replace(
+        plan, residual_limits=tuple(1e6 if any(c) and i else 0.0 for i, c in enumerate(plan.coefficients))
+    )
     features = torch.randn(12, 50, generator=torch.Generator().manual_seed(4))
 
     def handed(plan: Plan) -> list[Tensor]:
@@ -277,7 +281,7 @@ def test_check_that_finds_nothing_changes_no_bit() -> None:
             out.append(replay.observe(i, KEY, features[i]) if predicted is None else predicted)
         return out
 
-    assert any(checked.misses[i] and plan.compute[i] for i in range(12))
+    assert any(checked.residual_limits[i] and plan.compute[i] for i in range(12))
     assert all(torch.equal(a, b) for a, b in zip(handed(plan), handed(checked), strict=True))
 
 
@@ -348,9 +352,9 @@ def observers() -> dict[str, Any]:
     sigmas = np.linspace(1, 0.1, 6)
     return {
         "recorder": lambda: Recorder(sigmas),
-        "replay of a full plan": lambda: Replay(full_plan(sigmas, Wish(1.0))),
-        "replay of a wish for speed 1": lambda: Replay(
-            make_plan(np.append(sigmas, 0), euler_response, None, Wish(1.0))
+        "replay of a full plan": lambda: Replay(full_plan(sigmas, Settings(1.0))),
+        "replay of settings for speed 1": lambda: Replay(
+            make_plan(np.append(sigmas, 0), euler_response, None, Settings(1.0))
         ),
     }
 
@@ -395,7 +399,7 @@ def test_two_observers_share_nothing(make: Any) -> None:
 
 def test_same_run_twice_is_bit_identical() -> None:
     schedule = np.linspace(1, 0, 13)
-    plan = make_plan(schedule, euler_response, None, Wish(2.0))
+    plan = make_plan(schedule, euler_response, None, Settings(2.0))
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(12, 50, generator=generator)
 
@@ -413,7 +417,7 @@ def test_same_run_twice_is_bit_identical() -> None:
 def test_plan_of_a_line_in_sigma_reuses_it_without_error() -> None:
     """Features linear in sigma: what is reused is right, and no correction changes anything."""
     schedule = np.linspace(1, 0, 13)
-    plan = make_plan(schedule, euler_response, None, Wish(2.0, predictor="linear"))
+    plan = make_plan(schedule, euler_response, None, Settings(2.0, predictor="linear"))
     a, b = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     replay = Replay(plan)
     reused = 0
@@ -421,7 +425,7 @@ def test_plan_of_a_line_in_sigma_reuses_it_without_error() -> None:
         truth, predicted = a + b * sigma, replay.predict(i, KEY)
         reused += predicted is not None
         used = replay.observe(i, KEY, truth) if predicted is None else predicted
-        if i > 2:  # the first gap has one node only and is held
+        if i > 2:  # the first skipped interval has one node only and is held
             torch.testing.assert_close(used, truth, rtol=1e-7, atol=1e-7)
     assert reused == 6
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ertacache.erta.planner import euler_response
-from ertacache.erta.response import MAX_EVALUATIONS, Denoise, UnknownResponse, probe
+from ertacache.erta.response import MAX_CALLS, Denoise, UnknownResponse, probe
 
 SIGMAS = [1.0, 0.8, 0.5, 0.3, 0.0]
 STEPS = np.diff(SIGMAS)
@@ -33,7 +33,7 @@ def euler_in_place(model: Denoise, x: Tensor) -> Tensor:
 
 
 def heun(model: Denoise, x: Tensor) -> Tensor:
-    """Two evaluations per step, the last step plain Euler, as sigma 0 has no derivative."""
+    """Two model calls per step, the last step plain Euler, as sigma 0 has no derivative."""
     for sigma, following, h in zip(SIGMAS, SIGMAS[1:], STEPS, strict=False):
         d = derivative(model, x, sigma)
         if following > 0:
@@ -56,18 +56,18 @@ def test_euler_output_moves_every_later_latent_by_its_step() -> None:
     response = probe(euler)
     np.testing.assert_array_equal(response.sigmas, SIGMAS[:-1])
     expected = np.triu(np.repeat(STEPS[:, None], 5, axis=1), 1)
-    np.testing.assert_allclose(response.influence, expected, atol=1e-15)
-    np.testing.assert_allclose(response.influence, euler_response(np.array(SIGMAS)).influence, atol=1e-15)
+    np.testing.assert_allclose(response.matrix, expected, atol=1e-15)
+    np.testing.assert_allclose(response.matrix, euler_response(np.array(SIGMAS)).matrix, atol=1e-15)
     np.testing.assert_allclose(response.end, STEPS, atol=1e-15)
-    assert response.evaluations == 4
+    assert response.calls == 4
 
 
 def test_heun_trial_latent_and_halved_steps_are_seen() -> None:
     response = probe(heun)
     np.testing.assert_array_equal(response.sigmas, [1.0, 0.8, 0.8, 0.5, 0.5, 0.3, 0.3])
     a, b, c, last = STEPS
-    # Evaluations 0, 2, 4 open a step, 1, 3, 5 are its trial at the other end, 6 is the plain last step.
-    # Columns: x at evaluations 0 to 6, x at the end. A trial sees the whole step of the output before it.
+    # Model calls 0, 2, 4 open a step, 1, 3, 5 are its trial at the other end, 6 is the plain last step.
+    # Columns: x at model calls 0 to 6, x at the end. A trial sees the whole step of the output before it.
     expected = [
         [0, a, a / 2, a / 2, a / 2, a / 2, a / 2, a / 2],
         [0, 0, a / 2, a / 2, a / 2, a / 2, a / 2, a / 2],
@@ -77,7 +77,7 @@ def test_heun_trial_latent_and_halved_steps_are_seen() -> None:
         [0, 0, 0, 0, 0, 0, c / 2, c / 2],
         [0, 0, 0, 0, 0, 0, 0, last],
     ]
-    np.testing.assert_allclose(response.influence, expected, atol=1e-15)
+    np.testing.assert_allclose(response.matrix, expected, atol=1e-15)
 
 
 def test_two_step_output_also_moves_the_following_step() -> None:
@@ -85,17 +85,17 @@ def test_two_step_output_also_moves_the_following_step() -> None:
     end = [a - 0.5 * b, 1.5 * b - 0.5 * c, 1.5 * c - 0.5 * d, 1.5 * d]
     response = probe(two_step)
     np.testing.assert_allclose(response.end, end, atol=1e-15)
-    np.testing.assert_allclose(response.influence[0], [0, a, a - 0.5 * b, a - 0.5 * b, a - 0.5 * b], atol=1e-15)
+    np.testing.assert_allclose(response.matrix[0], [0, a, a - 0.5 * b, a - 0.5 * b, a - 0.5 * b], atol=1e-15)
 
 
 def test_sampler_that_steps_in_place_has_the_same_influence() -> None:
-    np.testing.assert_allclose(probe(euler_in_place).influence, probe(euler).influence, atol=1e-15)
+    np.testing.assert_allclose(probe(euler_in_place).matrix, probe(euler).matrix, atol=1e-15)
 
 
 def test_response_in_float32_agrees_to_float32() -> None:
     single = probe(two_step, torch.float32)
-    np.testing.assert_allclose(single.influence, probe(two_step).influence, atol=3e-7)
-    assert single.influence.dtype == np.float64
+    np.testing.assert_allclose(single.matrix, probe(two_step).matrix, atol=3e-7)
+    assert single.matrix.dtype == np.float64
 
 
 @pytest.mark.parametrize("run", [euler, heun, two_step])
@@ -104,7 +104,7 @@ def test_influence_foretells_a_run_on_any_outputs(run) -> None:
     response = probe(run)
     generator = torch.Generator().manual_seed(1)
     first = torch.randn(1, 3, dtype=torch.float64, generator=generator)
-    outputs = torch.randn(response.evaluations, 1, 3, dtype=torch.float64, generator=generator)
+    outputs = torch.randn(response.calls, 1, 3, dtype=torch.float64, generator=generator)
     calls = iter(outputs)
     last = run(lambda x, sigma: x - sigma.reshape(-1, 1) * next(calls), first.clone())
     expected = first + torch.einsum("m,mbn->bn", torch.from_numpy(response.end), outputs)
@@ -168,10 +168,10 @@ REFUSED = {
     "a square": (squares, "not a linear function"),
     "an added constant": (shifts, "not a linear function"),
     "sigma 0": (evaluates_at_zero, "sigma 0"),
-    "no evaluation": (never_evaluates, "never evaluates"),
+    "no model call": (never_evaluates, "never evaluates"),
     "NaN in the result": (gives_nan, "not finite"),
     "NaN as sigma": (asks_at_nan, "sigma nan"),
-    "no end": (never_ends, f"more than {MAX_EVALUATIONS}"),
+    "no end": (never_ends, f"more than {MAX_CALLS}"),
     "outputs without effect": (forgets_the_model, "does not depend"),
 }
 
@@ -197,7 +197,7 @@ def test_rounding_to_float32_on_the_way_is_no_square(dtype: torch.dtype) -> None
         return euler(lambda at, sigma: model(at, sigma).float().to(at), x)
 
     response = probe(rounding, dtype)
-    np.testing.assert_allclose(response.influence, probe(euler).influence, atol=1e-6)
+    np.testing.assert_allclose(response.matrix, probe(euler).matrix, atol=1e-6)
 
 
 def test_probe_touches_no_random_state() -> None:
@@ -209,13 +209,13 @@ def test_probe_touches_no_random_state() -> None:
 
 
 def test_probe_twice_gives_the_same_numbers() -> None:
-    assert np.array_equal(probe(heun).influence, probe(heun).influence)
+    assert np.array_equal(probe(heun).matrix, probe(heun).matrix)
 
 
 def test_evaluates_once_per_step_tells_euler_from_heun_and_from_another_schedule() -> None:
     schedule = np.array(SIGMAS)
-    assert probe(euler).evaluates_once_per_step(schedule)
-    assert probe(two_step).evaluates_once_per_step(np.array(SIGMAS) * (1 + 1e-7))
-    assert not probe(heun).evaluates_once_per_step(schedule)
-    assert not probe(euler).evaluates_once_per_step(np.array([1.0, 0.8, 0.51, 0.3, 0.0]))
-    assert not probe(euler).evaluates_once_per_step(schedule[:-1])
+    assert probe(euler).calls_once_per_step(schedule)
+    assert probe(two_step).calls_once_per_step(np.array(SIGMAS) * (1 + 1e-7))
+    assert not probe(heun).calls_once_per_step(schedule)
+    assert not probe(euler).calls_once_per_step(np.array([1.0, 0.8, 0.51, 0.3, 0.0]))
+    assert not probe(euler).calls_once_per_step(schedule[:-1])

@@ -1,4 +1,4 @@
-"""Which evaluations to compute, against enumeration and by hand."""
+"""Which model calls to compute, against enumeration and by hand."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 
 from ertacache.erta.predictors import History
 from ertacache.erta.schedules import (
-    GapCosts,
+    IntervalCosts,
     Schedule,
     budget,
     even,
     greedy,
     greedy_for_budget,
     histories,
-    longest_gap,
-    possible_gaps,
+    longest_interval,
+    possible_intervals,
     preset,
     relative_l1,
 )
@@ -39,8 +39,8 @@ def test_even_computes_both_ends_and_as_many_as_asked() -> None:
             found = places(even(count, computed))
             assert len(found) == computed
             assert (found[0], found[-1]) == (0, count - 1)
-            gaps = np.diff(found)
-            assert gaps.max() - gaps.min() <= 1, (count, computed)
+            intervals = np.diff(found)
+            assert intervals.max() - intervals.min() <= 1, (count, computed)
 
 
 def test_even_by_hand() -> None:
@@ -74,7 +74,7 @@ def test_relative_l1_divides_by_the_reused_evaluation_and_averages_runs() -> Non
 def test_greedy_measures_from_the_last_computed_evaluation_and_restarts_only_there() -> None:
     """Features on a line, one apart, so relative[s, i] = |i - s|; with threshold 2.5 that gives C s s C s s C.
 
-    Measured from the evaluation before instead, every distance would be 1 and nothing would ever be computed; summed
+    Measured from the model call before instead, every distance would be 1 and nothing would ever be computed; summed
     up since the last computed one (1, 1 + 2 = 3) it would be C s C s C s C.
     """
     index = np.arange(7.0)
@@ -114,27 +114,27 @@ def test_greedy_for_budget_finds_the_smallest_threshold_of_all(seed: int) -> Non
 
 
 def test_longest_gap_is_twice_the_mean_and_at_least_two() -> None:
-    assert longest_gap(50, 25) == 4
-    assert longest_gap(50, 20) == 5
-    assert longest_gap(50, 50) == 2
-    assert longest_gap(50, 0) == 100
+    assert longest_interval(50, 25) == 4
+    assert longest_interval(50, 20) == 5
+    assert longest_interval(50, 50) == 2
+    assert longest_interval(50, 0) == 100
 
 
 # Budget
 
 
 def schedules(
-    count: int, computed: int, max_gap: int, required: Collection[int], restarts: Collection[int]
+    count: int, computed: int, longest_gap: int, required: Collection[int], resets: Collection[int]
 ) -> Iterator[Schedule]:
     """Every schedule that the constraints allow, by trying all."""
-    fixed = {0, *required, *restarts}
+    fixed = {0, *required, *resets}
     for chosen in itertools.combinations(range(count), computed):
-        if fixed <= set(chosen) and all(b - a <= max_gap for a, b in itertools.pairwise((*chosen, count))):
+        if fixed <= set(chosen) and all(b - a <= longest_gap for a, b in itertools.pairwise((*chosen, count))):
             yield tuple(i in chosen for i in range(count))
 
 
-def gaps_of(schedule: Schedule, restarts: Collection[int]) -> list[tuple[History, int]]:
-    """What a schedule costs is looked up for these, walking the evaluations one by one."""
+def gaps_of(schedule: Schedule, resets: Collection[int]) -> list[tuple[History, int]]:
+    """What a schedule costs is looked up for these, walking the model calls one by one."""
     past: list[int] = []
     found = []
     for t, computed in enumerate((*schedule, True)):
@@ -142,99 +142,103 @@ def gaps_of(schedule: Schedule, restarts: Collection[int]) -> list[tuple[History
             continue
         if past and t > past[0] + 1:
             found.append((tuple(past[:2]), t))
-        past = [t] if t in restarts else [t, *past]
+        past = [t] if t in resets else [t, *past]
     return found
 
 
-def total(schedule: Schedule, costs: GapCosts, restarts: Collection[int]) -> float:
-    return sum(costs[gap] for gap in gaps_of(schedule, restarts))
+def total(schedule: Schedule, costs: IntervalCosts, resets: Collection[int]) -> float:
+    return sum(costs[interval] for interval in gaps_of(schedule, resets))
 
 
 def draw(rng: random.Random, count: int) -> tuple[set[int], set[int]]:
-    """(required, restarts), some of the time none."""
+    """(required, history resets), some of the time none."""
     required = set(rng.sample(range(count), rng.randint(0, min(2, count))))
     return required, {0, *rng.sample(range(count), rng.randint(0, min(2, count)))} if rng.random() < 0.7 else set()
 
 
 def equal_costs(
-    count: int, max_gap: int, required: Collection[int] = (), restarts: Collection[int] = ()
+    count: int, longest_gap: int, required: Collection[int] = (), resets: Collection[int] = ()
 ) -> dict[tuple[History, int], float]:
-    return dict.fromkeys(possible_gaps(count, max_gap, required, restarts), 1.0)
+    return dict.fromkeys(possible_intervals(count, longest_gap, required, resets), 1.0)
 
 
 @pytest.mark.parametrize("count", range(1, 9))
-@pytest.mark.parametrize("max_gap", [1, 2, 3, 8])
-def test_possible_gaps_are_those_of_all_schedules_there_are_and_no_others(count: int, max_gap: int) -> None:
+@pytest.mark.parametrize("longest_gap", [1, 2, 3, 8])
+def test_possible_gaps_are_those_of_all_schedules_there_are_and_no_others(count: int, longest_gap: int) -> None:
     rng = random.Random(count)
     for _ in range(4):
-        required, restarts = draw(rng, count)
+        required, resets = draw(rng, count)
         known = {
-            gap
+            interval
             for computed in range(1, count + 1)
-            for schedule in schedules(count, computed, max_gap, required, restarts)
-            for gap in gaps_of(schedule, restarts)
+            for schedule in schedules(count, computed, longest_gap, required, resets)
+            for interval in gaps_of(schedule, resets)
         }
-        found = possible_gaps(count, max_gap, required, restarts)
+        found = possible_intervals(count, longest_gap, required, resets)
         assert set(found) == known
         assert len(found) == len(known), "none twice"
 
 
 @pytest.mark.parametrize("count", range(1, 13))
 def test_budget_is_the_best_of_all_schedules(count: int) -> None:
-    """Against enumeration: every budget, several random costs, evaluations that are required and restarts."""
+    """Against enumeration: every budget, several random costs, model calls that are required and history resets."""
     rng = random.Random(count)
     feasible = 0
     for computed in range(1, count + 1):
         for _ in range(6):
-            required, restarts = draw(rng, count)
-            max_gap = rng.randint(1, count)
-            # Longer gaps are not always dearer.
-            gaps = possible_gaps(count, max_gap, required, restarts)
-            costs = {(history, t): rng.random() * (t - history[0]) for history, t in gaps}
-            known = [(total(s, costs, restarts), s) for s in schedules(count, computed, max_gap, required, restarts)]
+            required, resets = draw(rng, count)
+            longest_gap = rng.randint(1, count)
+            # Longer skipped intervals are not always dearer.
+            intervals = possible_intervals(count, longest_gap, required, resets)
+            costs = {(history, t): rng.random() * (t - history[0]) for history, t in intervals}
+            known = [(total(s, costs, resets), s) for s in schedules(count, computed, longest_gap, required, resets)]
             if not known:
                 with pytest.raises(ValueError, match="no schedule computes exactly"):
-                    budget(count, computed, costs, max_gap, required, restarts)
+                    budget(count, computed, costs, longest_gap, required, resets)
                 continue
             feasible += 1
-            found = budget(count, computed, costs, max_gap, required, restarts)
+            found = budget(count, computed, costs, longest_gap, required, resets)
             assert sum(found) == computed
             assert found in [s for _, s in known], "a constraint is broken"
-            assert total(found, costs, restarts) == pytest.approx(min(known)[0], abs=1e-12)
+            assert total(found, costs, resets) == pytest.approx(min(known)[0], abs=1e-12)
     assert feasible >= count  # most of the draws above are to be solvable
 
 
 def test_budget_sees_that_the_last_but_one_counts() -> None:
-    """A cost of which the last computed evaluation alone tells nothing: a search over single places would miss it."""
+    """A cost of which the last computed model call alone tells nothing: a search over single places would miss it."""
     costs = equal_costs(8, 3)
     for history, t in costs:
         if len(history) == 2 and history[0] - history[1] == 1:
             costs[history, t] = 0.0
-    # 8 evaluations, 4 computed: two adjacent pairs make every gap but none free: 0 1 (2 3) 4 5 (6 7).
+    # 8 model calls, 4 computed: two adjacent pairs make every skipped interval but none free: 0 1 (2 3) 4 5 (6 7).
     assert places(budget(8, 4, costs, 3)) == [0, 1, 4, 5]
 
 
 def test_restart_makes_the_history_begin_anew() -> None:
-    costs = equal_costs(8, 8, restarts={0, 4})
-    assert all(len(h) == 1 or h[1] >= 4 for h, _ in costs if h[0] >= 4), "evaluations before the restart are not used"
+    costs = equal_costs(8, 8, resets={0, 4})
+    assert all(len(h) == 1 or h[1] >= 4 for h, _ in costs if h[0] >= 4), "model calls before the restart are not used"
     costs[(4,), 8] = 0.0
-    assert places(budget(8, 5, costs, 8, restarts={0, 4})) == [0, 1, 2, 3, 4]
+    assert places(budget(8, 5, costs, 8, resets={0, 4})) == [0, 1, 2, 3, 4]
 
 
 def test_no_gap_reaches_over_a_required_evaluation() -> None:
-    costs = equal_costs(10, 10, required={6}, restarts={0, 3})
+    costs = equal_costs(10, 10, required={6}, resets={0, 3})
     assert not [(h, t) for h, t in costs if h[0] < 3 < t or h[0] < 6 < t]
-    assert {0, 3, 6} <= set(places(budget(10, 4, costs, 10, required={6}, restarts={0, 3})))
+    assert {0, 3, 6} <= set(places(budget(10, 4, costs, 10, required={6}, resets={0, 3})))
 
 
 @pytest.mark.parametrize(
-    ("count", "computed", "max_gap", "required"),
+    ("count", "computed", "longest_gap", "required"),
     [(10, 2, 3, ()), (10, 2, 10, (4, 7)), (10, 11, 10, ()), (10, 0, 10, ())],
-    ids=["gap too short", "more required than computed", "more than there are", "none"],
+    ids=["skipped interval too short", "more required than computed", "more than there are", "none"],
 )
-def test_budget_that_cannot_be_met_is_refused(count: int, computed: int, max_gap: int, required: tuple[int]) -> None:
-    with pytest.raises(ValueError, match=f"no schedule computes exactly {computed} of {count}.*allow a longer gap"):
-        budget(count, computed, equal_costs(count, max_gap, required), max_gap, required)
+def test_budget_that_cannot_be_met_is_refused(
+    count: int, computed: int, longest_gap: int, required: tuple[int]
+) -> None:
+    with pytest.raises(
+        ValueError, match=f"no schedule computes exactly {computed} of {count}.*allow a longer skipped interval"
+    ):
+        budget(count, computed, equal_costs(count, longest_gap, required), longest_gap, required)
 
 
 def test_budget_of_equal_costs_does_not_depend_on_the_order_of_the_table() -> None:
@@ -252,4 +256,4 @@ def test_budget_of_everything_computes_everything_and_needs_no_costs() -> None:
 def test_histories_are_newest_first_and_forget_what_lies_before_a_restart() -> None:
     compute = (True, True, False, True, False, True, False)
     assert histories(compute) == [(), (0,), (1, 0), (1, 0), (3, 1, 0), (3, 1, 0), (5, 3, 1, 0)]
-    assert histories(compute, restarts={0, 3}) == [(), (0,), (1, 0), (), (3,), (3,), (5, 3)]
+    assert histories(compute, resets={0, 3}) == [(), (0,), (1, 0), (), (3,), (3,), (5, 3)]

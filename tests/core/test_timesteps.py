@@ -20,13 +20,13 @@ def distances(places: list[float]) -> np.ndarray:
 
 
 def test_phi_by_hand() -> None:
-    """Points 0, 1, 5, 6, 10. Evaluation 1 reuses 0: 1 - 1/4. Evaluation 3 reuses 2: 1 - 1/4. Computed ones keep 1."""
+    """Points 0, 1, 5, 6, 10. Model call 1 reuses 0: 1 - 1/4. Model call 3 reuses 2: 1 - 1/4. Computed ones keep 1."""
     factors = phi(distances([0, 1, 5, 6, 10]), (True, False, True, False, True))
     np.testing.assert_allclose(factors, [1, 0.75, 1, 0.75, 1])
 
 
 def test_phi_measures_from_the_last_computed_evaluation() -> None:
-    """Evaluation 2 reuses 0, two apart; the next is eight apart: 1 - 2/8. From evaluation 1 it would be 1 - 1/8."""
+    """Model call 2 reuses 0, two apart; the next is eight apart: 1 - 2/8. From model call 1 it would be 1 - 1/8."""
     assert phi(distances([0, 1, 2, 10]), (True, False, False, True))[2] == 0.75
 
 
@@ -39,7 +39,7 @@ def test_phi_averages_runs_before_the_quotient() -> None:
 def test_phi_never_falls_below_the_guard() -> None:
     compute = (True, False, False, False)
     assert MIN_PHI == 0.5
-    # The reused error is a hundred times the step that follows; then a step of length 0; then the last evaluation.
+    # The reused error is a hundred times the step that follows; then a step of length 0; then the last model call.
     factors = phi(distances([0, 100, 101, 101]), compute)
     np.testing.assert_array_equal(factors, [1, 0.5, 0.5, 0.5])
     # Nothing moves at all: no error either, so the whole step.

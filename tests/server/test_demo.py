@@ -104,14 +104,14 @@ def test_t1_easycache_spoils_an_fp32_flow_model_unless_it_is_handed_a_copy(studi
 def test_the_copy_changes_nothing_where_nothing_is_reused(studio: Studio):
     full = studio.render(FULL, {"steps": 30})
     untouched = easycache(studio, copied=True, threshold=0.0)
-    assert untouched.evaluations == 30
+    assert untouched.calls == 30
     assert torch.equal(untouched.latent, full.latent)
 
 
 def test_the_pattern_of_easycache_agrees_with_its_count(studio: Studio):
     render = easycache(studio, copied=True)
     assert len(render.compute) == 30
-    assert render.compute.count("1") == render.evaluations < 30
+    assert render.compute.count("1") == render.calls < 30
 
 
 def test_planned_mode_computes_what_was_planned(finished: tuple[Path, dict[str, Any]]):
@@ -119,7 +119,7 @@ def test_planned_mode_computes_what_was_planned(finished: tuple[Path, dict[str, 
     planned = next(point for point in results["profile"]["curve"] if point["speed"] == 2.0)
     assert planned["computed"] == STEPS // 2
     for render in results["methods"]["planned"]:
-        assert render["evaluations"] == render["compute"].count("1") == STEPS // 2
+        assert render["calls"] == render["compute"].count("1") == STEPS // 2
         assert len(render["compute"]) == render["steps"] == STEPS
         assert len(render["predicted_error"]) == 2
 
@@ -131,7 +131,7 @@ def test_all_methods_are_compared_on_the_same_prompts(finished: tuple[Path, dict
     assert set(methods) == {"full", "planned", "builtin", "paper", "easycache", "fewer"}
     assert {len(renders) for renders in methods.values()} == {2}
     assert all(render["seconds"] > 0 for renders in methods.values() for render in renders)
-    assert all(render["evaluations"] == STEPS // 2 for render in methods["fewer"])
+    assert all(render["calls"] == STEPS // 2 for render in methods["fewer"])
     assert all(render["psnr"] is None for render in methods["full"]), "the full run is not its own reference"
     assert all("built-in plan" in " ".join(render["notes"]) for render in methods["builtin"])
 

@@ -50,7 +50,7 @@ def check(bench: Bench, outputs: dict[str, Any], plain: torch.Tensor) -> dict[st
     latent, told = bench.latent(outputs), report(outputs)
     assert torch.isfinite(latent).all()
     assert latent.norm() < 10.0 * plain.norm()
-    assert told["evaluations"] == STEPS and told["computed"] + told["reused"] == STEPS
+    assert told["calls"] == STEPS and told["computed"] + told["reused"] == STEPS
     return told
 
 

@@ -140,7 +140,7 @@ def profiled(bench: Bench) -> dict[str, Any]:
 def test_a_profile_is_measured_kept_and_followed(bench: Bench, profiled: dict[str, Any]):
     assert (bench.store / "mine.safetensors").stat().st_size < 40_000
     assert report(profiled)["computed"] == STEPS // 2
-    assert report(profiled)["evaluations"] == STEPS
+    assert report(profiled)["calls"] == STEPS
     assert len(report(profiled)["predicted_error"]) == 2
     assert json.loads(report(profiled)["plan"])["compute"] == report(profiled)["compute"]
     profile = report(profiled, "profile")
@@ -181,7 +181,7 @@ def test_a_run_begins_with_what_is_planned_and_goes_on_with_what_was_done(bench:
 def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
     for shown in profiled.values():
         json.dumps(shown, allow_nan=False)
-    assert f"{STEPS // 2} of {STEPS} evaluations computed" in profiled["sampler"]["text"][0]
+    assert f"{STEPS // 2} of {STEPS} model calls computed" in profiled["sampler"]["text"][0]
     assert "profile mine" in profiled["profile"]["text"][0]
     assert "answer to errors measured" in profiled["profile"]["text"][0]
 
@@ -241,7 +241,7 @@ def test_switched_off_the_check_leaves_the_plan_as_it_is(bench: Bench, profiled:
         profile=node("ERTALoadProfile", name="mine"), sampler=cached(profile=["profile", 0], check=False), save=save()
     )
     watched, unwatched = (json.loads(report(one)["plan"]) for one in (profiled, outputs))
-    assert any(watched["misses"]) and not any(unwatched["misses"])
+    assert any(watched["residual_limits"]) and not any(unwatched["residual_limits"])
     assert watched["compute"] == unwatched["compute"] == report(outputs)["compute"]
     assert report(profiled)["computed"] == report(outputs)["computed"] == STEPS // 2
 
@@ -384,7 +384,7 @@ def test_two_samplers_in_a_row_have_a_run_and_a_report_each(bench: Bench, profil
         save=save(),
     )
     assert report(outputs, "first")["computed"] == STEPS // 2
-    assert 0 < report(outputs)["reused"] < report(outputs)["evaluations"] == STEPS
+    assert 0 < report(outputs)["reused"] < report(outputs)["calls"] == STEPS
     assert torch.equal(bench.latent(outputs, "kept"), bench.latent(profiled))
     assert not torch.equal(bench.latent(outputs), bench.latent(outputs, "kept"))
 

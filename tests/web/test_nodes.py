@@ -20,7 +20,7 @@ WATCH = """() => {
   new MutationObserver(() => window.labels.push(strip.getAttribute("aria-label")))
     .observe(strip, { attributes: true, attributeFilter: ["aria-label"] });
 }"""
-REPORTED = "25 of 50 evaluations computed"
+REPORTED = "25 of 50 model calls computed"
 
 
 def test_a_run_is_followed_told_and_shown_again(tab: Any, planned: dict[str, Any]):
@@ -74,7 +74,7 @@ def test_a_profile_is_drawn_and_read_by_keyboard(tab: Any, planned: dict[str, An
     tab.queue()
     tab.page.wait_for_function("document.querySelectorAll('.erta-dot-median').length > 3")
     assert tab.page.locator(".erta-curve").get_attribute("aria-label").startswith("Predicted error by speed: 1.25× ")
-    assert "Difference between evaluations" in tab.page.locator(".erta-map").get_attribute("aria-label")
+    assert "Difference between model calls" in tab.page.locator(".erta-map").get_attribute("aria-label")
     assert tab.words(".erta-choice").startswith("2×: 25 of 50 computed")
     slider = tab.page.locator(".erta-profile input")
     slider.focus()
@@ -128,13 +128,13 @@ def test_a_toast_comes_when_somebody_is_needed_and_not_when_switched_off(tab: An
 def test_undo_copy_and_collapse_keep_the_panel(tab: Any, planned: dict[str, Any]):
     tab.drop("planned.json", planned)
     tab.queue()
-    tab.wait_for(".erta-headline", "evaluations computed")
+    tab.wait_for(".erta-headline", "model calls computed")
     tab.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
     tab.set("speed", 4.0)
     tab.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
     tab.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
     tab.wait_for(".erta-forecast", "25 of 50")
-    tab.wait_for(".erta-headline", "evaluations computed")
+    tab.wait_for(".erta-headline", "model calls computed")
     copied = """() => {
       const node = app.graph.nodes.find((node) => node.comfyClass === "ERTACachedSampler");
       app.canvas.deselectAll();
@@ -161,7 +161,7 @@ def test_inside_a_subgraph(profiled: ComfyServer, open_tab: Callable[..., Any], 
     tab.queue()
     report = """() => [...app.graph.subgraphs.values()][0].nodes.find((node) => node.comfyClass === "ERTACachedSampler")
       .widgets.find((widget) => widget.name === "erta_report").value"""
-    assert "25 of 50 evaluations computed" in tab.evaluate(report)
+    assert "25 of 50 model calls computed" in tab.evaluate(report)
 
 
 def test_another_tab_is_left_alone(profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]):
@@ -237,13 +237,13 @@ def pick(tab: Any, file: Any) -> None:
     ("knob", "words"),
     [
         ({"speed": 1}, "Every step is computed: no error, no gain."),
-        ({"speed": 2, "evaluations": 25}, "12 of 25 steps computed · the error is known after a profile"),
-        ({"speed": 10, "evaluations": 6}, "2 of 6 steps computed · the error is known after a profile"),
+        ({"speed": 2, "calls": 25}, "12 of 25 steps computed · the error is known after a profile"),
+        ({"speed": 10, "calls": 6}, "2 of 6 steps computed · the error is known after a profile"),
         ({"speed": 2}, "50% of the steps computed · the error is known after a profile"),
         ({"speed": 2, "fixed": True}, "The preset or threshold decides which steps are computed."),
-        ({"speed": 3, "evaluations": 12, "curve": True}, "4 of 12 steps computed · error about 2%, at worst 4%"),
-        ({"speed": 8, "evaluations": 16, "curve": True}, "2 of 16 steps computed · error above 4%"),
-        ({"speed": 1.1, "evaluations": 100, "curve": True}, "91 of 100 steps computed · error below 1%"),
+        ({"speed": 3, "calls": 12, "curve": True}, "4 of 12 steps computed · error about 2%, at worst 4%"),
+        ({"speed": 8, "calls": 16, "curve": True}, "2 of 16 steps computed · error above 4%"),
+        ({"speed": 1.1, "calls": 100, "curve": True}, "91 of 100 steps computed · error below 1%"),
     ],
 )
 def test_the_forecast_in_words(ready: Any, knob: dict[str, Any], words: str):

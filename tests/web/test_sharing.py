@@ -127,7 +127,7 @@ def render_dropped(stranger: ComfyServer, tab: Any, name: str, content: bytes) -
     tab.drop(name, content, KINDS[name.split(".")[-1]])
     found, served = run_and_collect(tab, stranger, "again")
     assert not {"ERTACachedSampler", "KSampler"} & set(served)
-    tab.wait_for(".erta-headline", "25 of 50 evaluations computed")
+    tab.wait_for(".erta-headline", "25 of 50 model calls computed")
     tab.wait_for(".erta-notes", "Plan carried by the workflow")
     return latent_in(found["again.latent"])
 
@@ -194,7 +194,7 @@ def test_a_workflow_in_which_nothing_was_set_works_as_well(
 ):
     """The last test: it leaves a profile with the stranger. The first render records it, the second is fast."""
     tab = strangers_tab
-    for seed, told in ((5, "All 50 evaluations computed"), (6, "25 of 50 evaluations computed")):
+    for seed, told in ((5, "All 50 model calls computed"), (6, "25 of 50 model calls computed")):
         tab.drop("planned.json", planned)
         tab.set("seed", seed)
         tab.queue()

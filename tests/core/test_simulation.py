@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from ertacache.erta.loop import MAX_CORRECTION, MAX_SLOPE, Feedback, Loop, Shape
 from ertacache.erta.planner import euler_response
 from ertacache.erta.predictors import Affine, Predictor, hold, line
-from ertacache.erta.response import Response
+from ertacache.erta.response import ImpulseResponse
 from ertacache.erta.schedules import Schedule, histories
+from ertacache.erta.simulation import MAX_CORRECTION, MAX_SLOPE, ErrorResponse, Fit, Simulation
 
 COUNT = 12
 SCHEDULE = 3.0 * np.linspace(1, 0, COUNT + 1) / (1 + 2.0 * np.linspace(1, 0, COUNT + 1))
@@ -20,7 +20,7 @@ SIGMAS, STEPS = SCHEDULE[:-1], np.diff(SCHEDULE)
 FIRST = frozenset({0})
 
 Model = Callable[[int, np.ndarray], np.ndarray]
-"""(evaluation, x) -> the derivative there."""
+"""(model call, x) -> the derivative there."""
 
 Sampler = Callable[[Model], np.ndarray]
 """One whole run from x = 0; its last x."""
@@ -43,38 +43,38 @@ def two_step(model: Model) -> np.ndarray:
     return x
 
 
-def two_step_response() -> Response:
+def two_step_response() -> ImpulseResponse:
     """An output moves the latent by its own step, and half of the next one is taken back."""
-    influence = np.zeros((COUNT, COUNT + 1))
+    matrix = np.zeros((COUNT, COUNT + 1))
     for i in range(COUNT):
-        influence[i, i + 1 :] = STEPS[i] * (1.5 if i else 1.0)
-        influence[i, i + 2 :] -= 0.5 * STEPS[i + 1] if i + 1 < COUNT else 0.0
-    return Response(SIGMAS, influence)
+        matrix[i, i + 1 :] = STEPS[i] * (1.5 if i else 1.0)
+        matrix[i, i + 2 :] -= 0.5 * STEPS[i + 1] if i + 1 < COUNT else 0.0
+    return ImpulseResponse(SIGMAS, matrix)
 
 
 EULER = euler_response(SCHEDULE)
 SAMPLERS = [pytest.param(euler, EULER, id="euler"), pytest.param(two_step, two_step_response(), id="two steps")]
 
 
-def feedback(gain: float = 0.0, spread: float = 0.0, alike: float = 0.0) -> Feedback:
-    """Another number at each evaluation, so that none can be mistaken for its neighbour's.
+def error_response(gain: float = 0.0, deviation: float = 0.0, alike: float = 0.0) -> ErrorResponse:
+    """Another number at each model call, so that none can be mistaken for its neighbour's.
 
-    alike: over how many evaluations an error is answered alike, 0 for each answer by itself.
+    alike: over how many model calls an error is answered alike, 0 for each answer by itself.
     """
     places = np.arange(COUNT)
     apart = np.abs(places[:, None] - places[None, :])
-    likeness = np.exp(-((apart / alike) ** 2)) if alike else np.eye(COUNT)
-    return Feedback(gain * np.cos(1.0 + 0.9 * places), spread * (1.2 + np.sin(2.0 * places)), likeness)
+    correlation = np.exp(-((apart / alike) ** 2)) if alike else np.eye(COUNT)
+    return ErrorResponse(gain * np.cos(1.0 + 0.9 * places), deviation * (1.2 + np.sin(2.0 * places)), correlation)
 
 
 Answers = Callable[[int, np.ndarray], np.ndarray]
 
 
-def answers_across(answer: Feedback, elements: int, rng: np.random.Generator) -> Answers:
-    """A model's linear answer to an error (T, n) at evaluation e: a random matrix that changes as ``likeness`` says."""
-    mixing = np.linalg.cholesky(answer.likeness + 1e-9 * np.eye(COUNT))
+def answers_across(answer: ErrorResponse, elements: int, rng: np.random.Generator) -> Answers:
+    """A model's linear answer to an error (T, n) at model call e: a random matrix that changes as ``correlation`` says."""
+    mixing = np.linalg.cholesky(answer.correlation + 1e-9 * np.eye(COUNT))
     parts = rng.normal(size=(COUNT, elements, elements)) / np.sqrt(elements)
-    matrices = answer.spread[:, None, None] * np.tensordot(mixing, parts, 1)
+    matrices = answer.deviation[:, None, None] * np.tensordot(mixing, parts, 1)
     return lambda e, off: off @ matrices[e]
 
 
@@ -96,11 +96,11 @@ def grams(features: np.ndarray) -> np.ndarray:
 
 def loop_of(
     features: np.ndarray,
-    response: Response = EULER,
-    answer: Feedback | None = None,
-    restarts: frozenset[int] = FIRST,
-) -> Loop:
-    return Loop(response, grams(features), answer or feedback(), restarts)
+    response: ImpulseResponse = EULER,
+    answer: ErrorResponse | None = None,
+    resets: frozenset[int] = FIRST,
+) -> Simulation:
+    return Simulation(response, grams(features), answer or error_response(), resets)
 
 
 def schedule(text: str) -> Schedule:
@@ -120,7 +120,7 @@ def predictor(name: str, features: np.ndarray) -> Predictor | None:
 
 @dataclass
 class Trace:
-    """One cached run. Arrays (2, T, n): along what was recorded, and in new directions. seen: what computed evaluations
+    """One cached run. Arrays (2, T, n): along what was recorded, and in new directions. seen: what computed model calls
     gave. used: what the sampler got. error: of its last x."""
 
     seen: dict[int, np.ndarray]
@@ -136,10 +136,10 @@ class Trace:
 def cached_run(
     sampler: Sampler,
     features: np.ndarray,
-    shape: Shape,
+    shape: Fit,
     compute: Schedule,
-    answer: Feedback,
-    restarts: frozenset[int] = FIRST,
+    answer: ErrorResponse,
+    resets: frozenset[int] = FIRST,
     across: Answers | None = None,
     forgets: bool = False,
 ) -> Trace:
@@ -154,7 +154,7 @@ def cached_run(
         return features[:, e]
 
     end = sampler(recording)
-    past = histories(compute, restarts)
+    past = histories(compute, resets)
     trace = Trace({}, [], np.zeros(0))
 
     def predicted(e: int) -> np.ndarray:
@@ -197,11 +197,11 @@ NAMES = ["fitted", "line", "hold", "affine"]
 @pytest.mark.parametrize("corrector", [False, True])
 @pytest.mark.parametrize("text", SCHEDULES)
 def test_squares_are_those_of_a_run_stepped_through_whose_model_answers_to_nothing(
-    sampler: Sampler, response: Response, name: str, corrector: bool, text: str
+    sampler: Sampler, response: ImpulseResponse, name: str, corrector: bool, text: str
 ) -> None:
     features, compute = recorded(), schedule(text)
     shape = loop_of(features, response).shape(compute, predictor(name, features), corrector)
-    found = cached_run(sampler, features, shape, compute, feedback()).squares
+    found = cached_run(sampler, features, shape, compute, error_response()).squares
     np.testing.assert_allclose(shape.squares, found, rtol=1e-8)
     assert found.min() > 1e-8
 
@@ -209,16 +209,16 @@ def test_squares_are_those_of_a_run_stepped_through_whose_model_answers_to_nothi
 @pytest.mark.parametrize(("sampler", "response"), SAMPLERS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("corrector", [False, True])
-@pytest.mark.parametrize("restarts", [{0}, {0, 4, 8}], ids=["no restart", "restarts"])
+@pytest.mark.parametrize("resets", [{0}, {0, 4, 8}], ids=["no restart", "resets"])
 def test_squares_are_those_of_a_run_whose_model_is_linear_in_its_own_error(
-    sampler: Sampler, response: Response, name: str, corrector: bool, restarts: set[int]
+    sampler: Sampler, response: ImpulseResponse, name: str, corrector: bool, resets: set[int]
 ) -> None:
-    features, compute, answer = recorded(), schedule("CrrCCrrrCCrr"), feedback(gain=4.0)
-    loop = loop_of(features, response, answer, frozenset(restarts))
-    shape = loop.shape(compute, predictor(name, features), corrector)
-    found = cached_run(sampler, features, shape, compute, answer, frozenset(restarts)).squares
+    features, compute, answer = recorded(), schedule("CrrCCrrrCCrr"), error_response(gain=4.0)
+    simulation = loop_of(features, response, answer, frozenset(resets))
+    shape = simulation.shape(compute, predictor(name, features), corrector)
+    found = cached_run(sampler, features, shape, compute, answer, frozenset(resets)).squares
     np.testing.assert_allclose(shape.squares, found, rtol=1e-8)
-    unanswered = cached_run(sampler, features, shape, compute, feedback(), frozenset(restarts)).squares
+    unanswered = cached_run(sampler, features, shape, compute, error_response(), frozenset(resets)).squares
     assert np.abs(found / unanswered - 1.0).max() > 0.1, "the answer has to matter for this to show anything"
 
 
@@ -227,21 +227,21 @@ def test_squares_are_those_of_a_run_whose_model_is_linear_in_its_own_error(
 @pytest.mark.parametrize("alike", [0.0, 3.0], ids=["each by itself", "alike"])
 @pytest.mark.parametrize("name", ["fitted", "hold"])
 def test_squares_are_the_mean_over_models_that_answer_in_random_directions(
-    sampler: Sampler, response: Response, gain: float, alike: float, name: str
+    sampler: Sampler, response: ImpulseResponse, gain: float, alike: float, name: str
 ) -> None:
     features, compute = recorded(elements=150), schedule("CCrrCrCrrrCr")
-    answer = feedback(gain, 3.0, alike)
+    answer = error_response(gain, 3.0, alike)
     shape = loop_of(features, response, answer).shape(compute, predictor(name, features), True)
     rng = np.random.default_rng(0)
     models = [answers_across(answer, 150, rng) for _ in range(150)]
     runs = [cached_run(sampler, features, shape, compute, answer, across=model).squares for model in models]
     np.testing.assert_allclose(shape.squares, np.mean(runs, axis=0), rtol=0.03)
-    without = cached_run(sampler, features, shape, compute, feedback(gain)).squares
+    without = cached_run(sampler, features, shape, compute, error_response(gain)).squares
     assert (shape.squares / without).max() > 1.1, "the answer has to matter for this to show anything"
 
 
 def test_under_fresh_noise_the_gain_acts_on_what_lies_along_recorded_features_alone() -> None:
-    features, compute, answer = recorded(elements=150), schedule("CCrrCrCrrrCr"), feedback(-3.0, 3.0)
+    features, compute, answer = recorded(elements=150), schedule("CCrrCrCrrrCr"), error_response(-3.0, 3.0)
     noisy = replace(EULER, stochastic=True)
     shape = loop_of(features, noisy, answer).shape(compute, hold, True)
     rng = np.random.default_rng(0)
@@ -254,7 +254,7 @@ def test_under_fresh_noise_the_gain_acts_on_what_lies_along_recorded_features_al
 
 def test_errors_of_one_sign_add_up_where_they_are_answered_alike() -> None:
     features, compute = recorded(), schedule("CCrCrCrCrCrC")
-    apart, together = (loop_of(features, answer=feedback(0.0, 3.0, alike)) for alike in (0.0, 5.0))
+    apart, together = (loop_of(features, answer=error_response(0.0, 3.0, alike)) for alike in (0.0, 5.0))
     shape = apart.shape(compute, hold, False)
     assert np.all(together.follow(compute, shape).squares > 1.2 * apart.follow(compute, shape).squares)
 
@@ -265,7 +265,7 @@ def test_a_gap_leaves_what_its_prediction_misses_by_hand() -> None:
     features = np.arange(float(COUNT))[None, :, None]
     held = loop_of(features, response).shape(schedule("CrrCCCCCCCCC"), hold, False)
     assert held.squares == pytest.approx([(3 / 12) ** 2])
-    # Evaluation 3 tells that 3 are missing: once more on top of it makes up for all.
+    # Model call 3 tells that 3 are missing: once more on top of it makes up for all.
     mended = loop_of(features, response).shape(schedule("CrrCCCCCCCCC"), hold, True)
     assert mended.corrections[3] == pytest.approx(1.0)
     assert mended.squares == pytest.approx([0.0], abs=1e-15)
@@ -274,7 +274,7 @@ def test_a_gap_leaves_what_its_prediction_misses_by_hand() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_computing_everything_leaves_no_error_and_nothing_to_predict(name: str) -> None:
     features = recorded()
-    shape = loop_of(features, answer=feedback(4.0, 5.0)).shape((True,) * COUNT, predictor(name, features), True)
+    shape = loop_of(features, answer=error_response(4.0, 5.0)).shape((True,) * COUNT, predictor(name, features), True)
     assert shape.squares.tolist() == [0.0] * 3
     assert shape.coefficients == [()] * COUNT
     assert shape.offsets == shape.corrections == [0.0] * COUNT
@@ -283,10 +283,10 @@ def test_computing_everything_leaves_no_error_and_nothing_to_predict(name: str) 
 # Slopes
 
 
-def slopes(shape: Shape, compute: Schedule, restarts: frozenset[int] = FIRST) -> dict[int, float]:
-    """By the gap's first evaluation, where there are two computed ones before it."""
+def slopes(shape: Fit, compute: Schedule, resets: frozenset[int] = FIRST) -> dict[int, float]:
+    """By the skipped interval's first model call, where there are two computed ones before it."""
     found = {}
-    for i, history in enumerate(histories(compute, restarts)):
+    for i, history in enumerate(histories(compute, resets)):
         if not compute[i] and compute[i - 1] and len(history) > 1:
             ratio = (SIGMAS[i] - SIGMAS[history[0]]) / (SIGMAS[history[0]] - SIGMAS[history[1]])
             found[i] = -shape.coefficients[i][1] / ratio if len(shape.coefficients[i]) > 1 else 0.0
@@ -297,19 +297,19 @@ def slopes(shape: Shape, compute: Schedule, restarts: frozenset[int] = FIRST) ->
 @pytest.mark.parametrize("gain", [0.0, 4.0])
 @pytest.mark.parametrize("corrector", [False, True])
 def test_slope_is_least_squares_over_what_the_gap_leaves_at_the_end_in_all_runs(
-    sampler: Sampler, response: Response, gain: float, corrector: bool
+    sampler: Sampler, response: ImpulseResponse, gain: float, corrector: bool
 ) -> None:
     inside = 0
     for seed, text in enumerate(SCHEDULES * 5):
-        features, compute, answer = recorded(seed, noise=0.1), schedule(text), feedback(gain)
+        features, compute, answer = recorded(seed, noise=0.1), schedule(text), error_response(gain)
         shape = loop_of(features, response, answer).shape(compute, None, corrector)
         seen = cached_run(sampler, features, shape, compute, answer).seen
         past = histories(compute)
         for first, found in slopes(shape, compute).items():
             newest, before = past[first][:2]
-            gap = range(first, next((i for i in range(first, COUNT) if compute[i]), COUNT))
-            missed = np.sum([response.end[i] * (features[:, i] - seen[newest][0]) for i in gap], axis=0)
-            reach = sum(response.end[i] * (SIGMAS[i] - SIGMAS[newest]) for i in gap)
+            interval = range(first, next((i for i in range(first, COUNT) if compute[i]), COUNT))
+            missed = np.sum([response.end[i] * (features[:, i] - seen[newest][0]) for i in interval], axis=0)
+            reach = sum(response.end[i] * (SIGMAS[i] - SIGMAS[newest]) for i in interval)
             step = reach / (SIGMAS[newest] - SIGMAS[before]) * (seen[newest][0] - seen[before][0])
             (best,), *_ = np.linalg.lstsq(step.reshape(-1, 1), missed.reshape(-1))
             assert found == pytest.approx(np.clip(best, 0.0, MAX_SLOPE), rel=1e-8), (text, first)
@@ -363,11 +363,11 @@ def test_a_gap_in_which_the_line_would_be_drawn_too_far_is_held_from_its_first_e
 @pytest.mark.parametrize("gain", [0.0, 4.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_correction_is_least_squares_over_all_that_is_wrong_so_far(
-    sampler: Sampler, response: Response, gain: float, name: str
+    sampler: Sampler, response: ImpulseResponse, gain: float, name: str
 ) -> None:
     made = 0
     for seed, text in enumerate(SCHEDULES * 2):
-        features, compute, answer = recorded(seed), schedule(text), feedback(gain)
+        features, compute, answer = recorded(seed), schedule(text), error_response(gain)
         shape = loop_of(features, response, answer).shape(compute, predictor(name, features), True)
         trace = cached_run(sampler, features, shape, compute, answer)
         past = histories(compute)
@@ -384,11 +384,11 @@ def test_correction_is_least_squares_over_all_that_is_wrong_so_far(
 
 def test_correction_counts_the_new_direction_of_what_it_is_drawn_from() -> None:
     """Least squares with one element more: the output's own new direction, wrong before anything is put on top."""
-    features, compute, answer = recorded(), schedule("CCrrCCCCCCCC"), feedback(spread=8.0)
+    features, compute, answer = recorded(), schedule("CCrrCCCCCCCC"), error_response(deviation=8.0)
     shape = loop_of(features, answer=answer).shape(compute, hold, True)
     error = sum(EULER.end[i] * (features[:, 1] - features[:, i]) for i in (2, 3))
     told = EULER.end[4] * (features[:, 4] - features[:, 1])
-    new = EULER.end[4] * answer.spread[4] * np.linalg.norm(error, axis=-1)
+    new = EULER.end[4] * answer.deviation[4] * np.linalg.norm(error, axis=-1)
     one = np.concatenate([told.reshape(-1), new])
     (best,), *_ = np.linalg.lstsq(one[:, None], -np.concatenate([np.reshape(error, -1), new]))
     assert shape.corrections[4] == pytest.approx(best, rel=1e-8)
@@ -396,17 +396,17 @@ def test_correction_counts_the_new_direction_of_what_it_is_drawn_from() -> None:
     assert abs(best) < 0.9 * abs(quiet), "an answer that tells less is worth less"
 
 
-def told_by(share: float, length: int, weak: float = 1.0) -> Shape:
-    """Held from 0 over ``length`` evaluations that all miss the same a, of which the next tells ``share``; there the
+def told_by(share: float, length: int, weak: float = 1.0) -> Fit:
+    """Held from 0 over ``length`` model calls that all miss the same a, of which the next tells ``share``; there the
     influence is ``weak`` of the others'. The correction is then length / share / weak."""
     even = euler_response(np.linspace(1, 0, COUNT + 1))
-    influence = even.influence.copy()
-    influence[length + 1] *= weak
+    matrix = even.matrix.copy()
+    matrix[length + 1] *= weak
     features = np.zeros((1, COUNT, 5))
     features[:, 1 : length + 1] = np.arange(1.0, 6.0)
     features[:, length + 1] = share * np.arange(1.0, 6.0)
     compute = tuple(not 1 <= i <= length for i in range(COUNT))
-    return loop_of(features, Response(even.sigmas, influence)).shape(compute, hold, True)
+    return loop_of(features, ImpulseResponse(even.sigmas, matrix)).shape(compute, hold, True)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
@@ -432,7 +432,7 @@ def test_nothing_is_corrected_where_nothing_was_reused_or_the_model_is_asked_som
     features, compute = recorded(), schedule("CCrrCCrrCCrr")
     shape = loop_of(features).shape(compute, None, True)
     assert [i for i in range(COUNT) if shape.corrections[i]] == [4, 8]
-    restarted = loop_of(features, restarts=frozenset({0, 4})).shape(compute, None, True)
+    restarted = loop_of(features, resets=frozenset({0, 4})).shape(compute, None, True)
     assert [i for i in range(COUNT) if restarted.corrections[i]] == [8]
     assert restarted.coefficients[4] == ()
     off = loop_of(features).shape(compute, None, False)
@@ -447,20 +447,20 @@ def test_nothing_is_corrected_where_nothing_was_reused_or_the_model_is_asked_som
 @pytest.mark.parametrize("corrector", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_misses_are_the_largest_that_a_recorded_run_has_at_the_evaluation_that_ends_a_gap(
-    sampler: Sampler, response: Response, corrector: bool, name: str
+    sampler: Sampler, response: ImpulseResponse, corrector: bool, name: str
 ) -> None:
-    features, compute, answer = recorded(), schedule("CCrrCrCrrrCC"), feedback(gain=4.0)
+    features, compute, answer = recorded(), schedule("CCrrCrCrrrCC"), error_response(gain=4.0)
     shape = loop_of(features, response, answer).shape(compute, predictor(name, features), corrector)
     trace = cached_run(sampler, features, shape, compute, answer)
     past = histories(compute)
     for t in range(COUNT):
         if t not in (4, 6, 10):
-            assert shape.misses[t] == 0.0, t
+            assert shape.residual_limits[t] == 0.0, t
             continue
         nodes = zip(shape.coefficients[t], past[t], strict=False)
         told = trace.seen[t][0] - sum(c * trace.seen[n][0] for c, n in nodes) - shape.offsets[t]
         found = np.linalg.norm(told, axis=-1) / np.linalg.norm(features[:, t], axis=-1)
-        assert shape.misses[t] == pytest.approx(found.max(), rel=1e-6), t
+        assert shape.residual_limits[t] == pytest.approx(found.max(), rel=1e-6), t
 
 
 # What was decided with another answer
@@ -470,9 +470,9 @@ def test_misses_are_the_largest_that_a_recorded_run_has_at_the_evaluation_that_e
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("corrector", [False, True])
 def test_followed_shape_keeps_its_coefficients_and_has_the_errors_of_the_other_model(
-    sampler: Sampler, response: Response, name: str, corrector: bool
+    sampler: Sampler, response: ImpulseResponse, name: str, corrector: bool
 ) -> None:
-    features, compute, answer = recorded(), schedule("CCrrCrCrrrCC"), feedback(gain=4.0)
+    features, compute, answer = recorded(), schedule("CCrrCrCrrrCC"), error_response(gain=4.0)
     calm = loop_of(features, response)
     shape = calm.shape(compute, predictor(name, features), corrector)
     followed = loop_of(features, response, answer).follow(compute, shape)
@@ -484,7 +484,7 @@ def test_followed_shape_keeps_its_coefficients_and_has_the_errors_of_the_other_m
     assert np.abs(followed.squares / shape.squares - 1.0).max() > 0.1
     again = calm.follow(compute, shape)
     np.testing.assert_allclose(again.squares, shape.squares)
-    np.testing.assert_allclose(again.misses, shape.misses)
+    np.testing.assert_allclose(again.residual_limits, shape.residual_limits)
 
 
 # Restarts
@@ -496,7 +496,7 @@ def test_history_does_not_reach_over_a_restart(name: str) -> None:
     compute, features, other = schedule("CCrrCrrCCrrC"), recorded(0), recorded(1)
     other[:, 4:] = features[:, 4:]
     one, two = (
-        loop_of(each, restarts=frozenset({0, 4})).shape(compute, predictor(name, each), False)
+        loop_of(each, resets=frozenset({0, 4})).shape(compute, predictor(name, each), False)
         for each in (features, other)
     )
     assert np.all(one.squares != two.squares)

@@ -1,4 +1,4 @@
-"""Rehearsal: an observer of a cached run that measures how the model answers to errors."""
+"""Perturbed run: an observer of a cached run that measures how the model answers to errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .plan import Plan
 from .profile import Table
 from .recorder import sampled
 from .replay import Replay
-from .response import Response
+from .response import ImpulseResponse
 
 
-class Rehearsal:
+class PerturbedRun:
     """Follows a plan through a second run of what a Recorder saw, and measures how the model answers to errors.
 
     features: what the Recorder kept; each is let go when the run has passed it. plan: some are reused in it.
     """
 
-    def __init__(self, plan: Plan, response: Response, features: dict[str, dict[int, Tensor]]) -> None:
+    def __init__(self, plan: Plan, response: ImpulseResponse, features: dict[str, dict[int, Tensor]]) -> None:
         self._replay = Replay(plan)
         self._response = response
         self._features = features
@@ -54,11 +54,11 @@ class Rehearsal:
     def cache_bytes(self) -> int:
         return self._replay.cache_bytes
 
-    def answered(self, tables: tuple[Table, ...]) -> tuple[Table, ...]:
+    def measured(self, tables: tuple[Table, ...]) -> tuple[Table, ...]:
         """The run's tables with gain and spread; as they are where the run told nothing.
 
         At a position error delta the output changes by ``gain delta`` plus something across it of the mean square
-        ``spread^2 |delta|^2``; between the evaluations at which both are known they are interpolated.
+        ``deviation^2 |delta|^2``; between the model calls at which both are known they are interpolated.
         """
         return tuple(self._with(table, found) for table, found in zip(tables, self._answers.values(), strict=True))
 
@@ -67,8 +67,8 @@ class Rehearsal:
             return table
         places, gains, sizes = np.array(found).T
         every = np.arange(table.sigmas.size)
-        spread = np.sqrt(np.maximum(sizes - gains**2, 0.0))
-        return replace(table, gain=np.interp(every, places, gains), spread=np.interp(every, places, spread))
+        deviation = np.sqrt(np.maximum(sizes - gains**2, 0.0))
+        return replace(table, gain=np.interp(every, places, gains), deviation=np.interp(every, places, deviation))
 
     def _note(self, i: int, key: str, used: Tensor) -> None:
         missed, off = self._missed(i, key, used), self._off.setdefault(key, [])
@@ -83,7 +83,7 @@ class Rehearsal:
 
     def _answer(self, i: int, key: str, change: Tensor, off: list[Tensor]) -> None:
         delta = torch.zeros(change.shape, dtype=torch.float64)
-        for moved, missed in zip(self._response.influence[:i, i], off, strict=True):
+        for moved, missed in zip(self._response.matrix[:i, i], off, strict=True):
             delta.add_(missed, alpha=float(moved))
         length = float(delta.dot(delta))
         if length > 0.0:

@@ -1,7 +1,7 @@
 """The closed loop: what a cached run will do to itself, followed in the space of weights over recorded features.
 
 A cached run evaluates its model at latents that are off, so what it computes is off as well, and what it predicts and
-corrects from that too. With delta the position error at a computed evaluation t, taken in units of recorded features,
+corrects from that too. With delta the position error at a computed model call t, taken in units of recorded features,
 
     F~_t = F_t + gain_t * delta + rho_t
 
@@ -9,8 +9,8 @@ where the answer along the error is a number, and the rest, rho_t, a direction o
 ``spread_t^2 |delta|^2``. Errors that are alike are answered alike while sigma has not changed much: the inner product
 of two of these directions is ``spread_t spread_s likeness_ts <delta_t, delta_s>``, so that errors of one sign add up.
 Everything else about a sampler and a plan is linear, so a whole run is some matrix arithmetic on vectors of weights,
-lengths are taken in the profile's Gram matrices, and the best slope and correction of each gap are least squares in
-what the run will really have at hand. Measured against runs of a small trained video model (make studies,
+lengths are taken in the profile's Gram matrices, and the best slope and correction of each skipped interval are least
+squares in what the run will really have at hand. Measured against runs of a small trained video model (make studies,
 "predicted"): rank correlation above 0.9 over schedules, speeds, predictors and samplers.
 """
 
@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .predictors import History, Prediction, Predictor, line
-from .response import Response
+from .response import ImpulseResponse
 from .schedules import Schedule
 
-# A correction beyond this many times the gap's length is drawn from an output that hardly moves the latent.
+# A correction beyond this many times the skipped interval's length is drawn from an output that hardly moves the
+# latent.
 MAX_CORRECTION = 4.0
 
 # A slope above the line's own is taken from noise.
@@ -35,82 +36,90 @@ MAX_WEIGHT, MAX_SQUARE = 1e40, 1e100
 
 
 @dataclass(frozen=True)
-class Feedback:
-    """How the model answers to a position error, per evaluation. gain, spread: (M,), in units of 1 / sigma.
+class ErrorResponse:
+    """How the model answers to a position error, per model call. gain, spread: (M,), in units of 1 / sigma.
 
-    likeness: (M, M), positive semidefinite with ones on its diagonal: how alike one error is answered at two
-    evaluations. The identity where each answer is taken to be a direction of its own.
+    correlation: (M, M), positive semidefinite with ones on its diagonal: how alike one error is answered at two
+    model calls. The identity where each answer is taken to be a direction of its own.
     """
 
     gain: np.ndarray
-    spread: np.ndarray
-    likeness: np.ndarray
+    deviation: np.ndarray
+    correlation: np.ndarray
 
 
 @dataclass
-class Shape:
+class Fit:
     """What a schedule becomes. coefficients, offsets, corrections, misses: as in a Plan. squares: (T,) squared relative
     error of the final latent in each recorded run."""
 
     coefficients: list[tuple[float, ...]]
     offsets: list[float]
     corrections: list[float]
-    misses: list[float]
+    residual_limits: list[float]
     squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
-class Loop:
+class Simulation:
     """One sampler's run on one profile.
 
-    grams: (T, M + 1, M + 1) extended Gram matrices in units of the final latent's mean square. restarts: evaluations at
-    which what the model is asked changes, so that nothing older is used and no gap is corrected.
+    grams: (T, M + 1, M + 1) extended Gram matrices in units of the final latent's mean square. history resets: model
+    calls at which what the model is asked changes, so that nothing older is used and no skipped interval is corrected.
     """
 
-    response: Response
+    response: ImpulseResponse
     grams: np.ndarray
-    feedback: Feedback
-    restarts: frozenset[int]
+    error_response: ErrorResponse
+    resets: frozenset[int]
 
-    def shape(self, compute: Schedule, predictor: Predictor | None, corrector: bool) -> Shape:
-        """Follow a schedule and fit what it needs. predictor: None for the line with a slope fitted to each gap."""
+    def shape(self, compute: Schedule, predictor: Predictor | None, corrector: bool) -> Fit:
+        """Follow a schedule and fit what it needs. predictor: None for the line with a slope fitted to each skipped
+        interval.
+        """
         return _Pass(self, compute, predictor, corrector).shape()
 
-    def follow(self, compute: Schedule, found: Shape) -> Shape:
+    def follow(self, compute: Schedule, found: Fit) -> Fit:
         """What becomes of a schedule with the coefficients and corrections that another loop gave it."""
         return _Pass(self, compute, None, True, found).shape()
 
 
 class _Pass:
     """One pass through a schedule. Vectors have M + 1 + K entries: recorded features, the constant 1, and rho of each
-    of the K computed evaluations, whose inner products are ``across``."""
+    of the K computed model calls, whose inner products are ``across``."""
 
     def __init__(
         self,
-        loop: Loop,
+        simulation: Simulation,
         compute: Schedule,
         predictor: Predictor | None,
         corrector: bool,
-        given: Shape | None = None,
+        given: Fit | None = None,
     ) -> None:
         """given: what is already decided, instead of being fitted."""
-        self.loop, self.compute, self.predictor, self.corrector, self.given = loop, compute, predictor, corrector, given
+        self.simulation, self.compute, self.predictor, self.corrector, self.given = (
+            simulation,
+            compute,
+            predictor,
+            corrector,
+            given,
+        )
         self.count = len(compute)
         self.computed = [i for i in range(self.count) if compute[i]]
         self.known = self.count + 1
         self.size = self.known + len(self.computed)
-        self.across = np.zeros((len(loop.grams), len(self.computed), len(self.computed)))
-        self.deltas = np.zeros((len(self.computed), self.size))  # position errors at computed evaluations
-        self.used = np.zeros((self.count, self.size))  # used minus true, per evaluation
-        self.seen: dict[int, np.ndarray] = {}  # what computed evaluations will really give
+        self.across = np.zeros((len(simulation.grams), len(self.computed), len(self.computed)))
+        self.deltas = np.zeros((len(self.computed), self.size))  # position errors at computed model calls
+        self.used = np.zeros((self.count, self.size))  # used minus true, per model call
+        self.seen: dict[int, np.ndarray] = {}  # what computed model calls will really give
         nothing = [0.0] * self.count
-        self.found = Shape([()] * self.count, nothing, list(nothing), list(nothing))
+        self.found = Fit([()] * self.count, nothing, list(nothing), list(nothing))
 
-    def shape(self) -> Shape:
+    def shape(self) -> Fit:
         history: History = ()
         slope = 1.0
         for i in range(self.count):
-            if i in self.loop.restarts:
+            if i in self.simulation.resets:
                 history = ()
             if self.compute[i]:
                 self._compute(i, history, slope)
@@ -120,21 +129,21 @@ class _Pass:
                     slope = self._slope(history, i)
                 self.used[i] = self._predict(history, i, slope)
                 self.used[i, i] -= 1.0
-        end = self.loop.response.end @ self.used
+        end = self.simulation.response.end @ self.used
         self.found.squares = np.maximum(self._inner(end, end), 0.0)
         return self.found
 
     def _inner(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """(T,) inner products of two vectors, (T, N) of one with each row of N."""
         known = self.known
-        products: np.ndarray = (one[:known] @ self.loop.grams) @ other[..., :known].T
+        products: np.ndarray = (one[:known] @ self.simulation.grams) @ other[..., :known].T
         products += (one[known:] @ self.across) @ other[..., known:].T
         return products
 
     def _compute(self, i: int, history: History, slope: float) -> None:
-        delta = np.clip(self.loop.response.influence[:i, i] @ self.used[:i], -MAX_WEIGHT, MAX_WEIGHT)
-        given = self.loop.feedback.gain[i] * delta
-        if self.loop.response.stochastic:
+        delta = np.clip(self.simulation.response.matrix[:i, i] @ self.used[:i], -MAX_WEIGHT, MAX_WEIGHT)
+        given = self.simulation.error_response.gain[i] * delta
+        if self.simulation.response.stochastic:
             # Fresh noise takes the latent to where earlier answers are neither repeated nor undone.
             given[self.known :] = 0.0
         given[i] += 1.0
@@ -144,18 +153,18 @@ class _Pass:
         self.used[i] = given
         if history and not self.compute[i - 1]:
             told = given - self._predict(history, i, slope)
-            size = np.maximum(self.loop.grams[:, i, i], 1e-30)
-            self.found.misses[i] = float(np.sqrt(np.max(np.maximum(self._inner(told, told), 0.0) / size)))
+            size = np.maximum(self.simulation.grams[:, i, i], 1e-30)
+            self.found.residual_limits[i] = float(np.sqrt(np.max(np.maximum(self._inner(told, told), 0.0) / size)))
             self.found.corrections[i] = self._correction(i, history, given, told)
             self.used[i] += self.found.corrections[i] * told
         self.used[i, i] -= 1.0
 
     def _answer(self, i: int, delta: np.ndarray) -> None:
-        """The inner products of the rho of evaluation i with those before it."""
-        feedback, own = self.loop.feedback, len(self.seen)
+        """The inner products of the rho of model call i with those before it."""
+        error_response, own = self.simulation.error_response, len(self.seen)
         here = self.computed[: own + 1]
         self.deltas[own] = delta
-        scale = feedback.spread[i] * feedback.spread[here] * feedback.likeness[i, here]
+        scale = error_response.deviation[i] * error_response.deviation[here] * error_response.correlation[i, here]
         products = np.clip(scale * self._inner(delta, self.deltas[: own + 1]), -MAX_SQUARE, MAX_SQUARE)
         products[:, own] = np.maximum(products[:, own], 0.0)
         self.across[:, own, : own + 1] = self.across[:, : own + 1, own] = products
@@ -163,11 +172,11 @@ class _Pass:
     def _correction(self, i: int, history: History, given: np.ndarray, told: np.ndarray) -> float:
         """How much of what output i told is handed to the sampler on top of it: the least is left of all errors so far.
 
-        Zero where output i hardly moves the latent any more, so that it cannot mend what the gap did.
+        Zero where output i hardly moves the latent any more, so that it cannot mend what the skipped interval did.
         """
         if self.given:
             return self.given.corrections[i]
-        end = self.loop.response.end
+        end = self.simulation.response.end
         if not self.corrector or abs(end[i]) <= 1e-2 * np.abs(end[history[0] + 1 : i]).max():
             return 0.0
         left = end[:i] @ self.used[:i] + end[i] * given
@@ -177,7 +186,7 @@ class _Pass:
         return factor if abs(factor) <= MAX_CORRECTION * (i - history[0] - 1) else 0.0
 
     def _predict(self, history: History, i: int, slope: float) -> np.ndarray:
-        sigmas = self.loop.response.sigmas
+        sigmas = self.simulation.response.sigmas
         if self.given:
             prediction = Prediction(self.given.coefficients[i], self.given.offsets[i])
         else:
@@ -190,10 +199,10 @@ class _Pass:
         return predicted
 
     def _slope(self, history: History, first: int) -> float:
-        """The share of the line's slope that leaves the least of the gap that begins at ``first``."""
+        """The share of the line's slope that leaves the least of the skipped interval that begins at ``first``."""
         if self.given or self.predictor or len(history) < 2:
             return 1.0
-        sigmas, end = self.loop.response.sigmas, self.loop.response.end
+        sigmas, end = self.simulation.response.sigmas, self.simulation.response.end
         last = next((i for i in range(first, self.count) if self.compute[i]), self.count)
         newest, before = self.seen[history[0]], self.seen[history[1]]
         missed, moved = np.zeros(self.size), 0.0

@@ -1,4 +1,4 @@
-"""Rehearsal: what it measures of models whose answer to errors is known."""
+"""Perturbed run: what it measures of models whose answer to errors is known."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from ertacache.erta import recorder as recorder_module
-from ertacache.erta.plan import Plan, Wish
+from ertacache.erta.perturbed_run import PerturbedRun
+from ertacache.erta.plan import Plan, Settings
 from ertacache.erta.planner import euler_response, make_plan
 from ertacache.erta.profile import Table
 from ertacache.erta.recorder import Recorder
-from ertacache.erta.rehearsal import Rehearsal
-from ertacache.erta.response import Response, probe
+from ertacache.erta.response import ImpulseResponse, probe
 
 COUNT, SIZE = 12, 4000
 SCHEDULE = 8.0 * np.linspace(1.0, 0.0, COUNT + 1) / (1.0 + 7.0 * np.linspace(1.0, 0.0, COUNT + 1))
 RESPONSE = euler_response(SCHEDULE)
-PLAN = make_plan(SCHEDULE, euler_response, None, Wish(2.0, mode="paper", predictor="hold"))
+PLAN = make_plan(SCHEDULE, euler_response, None, Settings(2.0, mode="paper", predictor="hold"))
 
 
 def features() -> torch.Tensor:
@@ -44,101 +44,101 @@ def recorded(keys: tuple[str, ...] = ("guided",)) -> tuple[tuple[Table, ...], di
 def rehearsed(gain: float, across: float, plan: Plan = PLAN) -> Table:
     """A run of a model that answers F(x) = F + gain (x - X) + across |x - X| n, with n a new unit vector each time."""
     tables, kept = recorded()
-    rehearsal = Rehearsal(plan, RESPONSE, kept)
+    perturbed = PerturbedRun(plan, RESPONSE, kept)
     generator = torch.Generator().manual_seed(2)
     off = torch.zeros(SIZE, dtype=torch.float64)
     for i, feature in enumerate(RECORDED):
-        used = rehearsal.predict(i, "guided")
+        used = perturbed.predict(i, "guided")
         if used is None:
             new = torch.randn(SIZE, generator=generator, dtype=torch.float64)
             new -= off * (off @ new) / max(float(off @ off), 1e-30)
             answer = gain * off + across * off.norm() * new / new.norm()
-            used = rehearsal.observe(i, "guided", feature.double() + answer)
+            used = perturbed.observe(i, "guided", feature.double() + answer)
         off = off + (SCHEDULE[i + 1] - SCHEDULE[i]) * (used.double() - feature.double())
-    (table,) = rehearsal.answered(tables)
+    (table,) = perturbed.measured(tables)
     return table
 
 
-def push(rehearsal: Rehearsal, key: str) -> None:
+def push(perturbed: PerturbedRun, key: str) -> None:
     """A run in which each computed output is 1 higher than recorded."""
     for i, feature in enumerate(RECORDED):
-        if rehearsal.predict(i, key) is None:
-            rehearsal.observe(i, key, feature + 1.0)
+        if perturbed.predict(i, key) is None:
+            perturbed.observe(i, key, feature + 1.0)
 
 
 def test_gain_along_the_error_is_found() -> None:
     table = rehearsed(-0.7, 0.0)
     np.testing.assert_allclose(table.gain, -0.7, rtol=1e-3)
-    np.testing.assert_allclose(table.spread, 0.0, atol=0.02)
+    np.testing.assert_allclose(table.deviation, 0.0, atol=0.02)
 
 
 def test_spread_across_the_error_is_found() -> None:
     table = rehearsed(0.4, 1.5)
     np.testing.assert_allclose(table.gain, 0.4, rtol=1e-3)
-    np.testing.assert_allclose(table.spread, 1.5, rtol=1e-3)
-    assert table.answered
+    np.testing.assert_allclose(table.deviation, 1.5, rtol=1e-3)
+    assert table.measured
 
 
 def test_a_model_that_does_not_answer_is_told_apart_from_one_that_was_not_asked() -> None:
     """Rounding always leaves a spread next to nothing; where nothing was off, the table is left as it was."""
     assert np.abs(rehearsed(0.0, 0.0).gain).max() < 1e-4
-    everything = make_plan(SCHEDULE, euler_response, None, Wish(1.0))
+    everything = make_plan(SCHEDULE, euler_response, None, Settings(1.0))
     table = rehearsed(0.4, 1.5, everything)
-    assert not table.answered
+    assert not table.measured
     assert not table.gain.any()
 
 
 def test_a_feature_of_another_shape_than_the_recorded_ends_the_measuring_and_nothing_else() -> None:
     tables, kept = recorded()
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     for i, feature in enumerate(RECORDED):
-        if rehearsal.predict(i, "guided") is None:
-            rehearsal.observe(i, "guided", feature[:-1] if i == 3 else feature + 1.0)
-    (table,) = rehearsal.answered(tables)
-    assert table.spread.size == tables[0].spread.size
+        if perturbed.predict(i, "guided") is None:
+            perturbed.observe(i, "guided", feature[:-1] if i == 3 else feature + 1.0)
+    (table,) = perturbed.measured(tables)
+    assert table.deviation.size == tables[0].deviation.size
 
 
 def test_only_computed_evaluations_tell_and_those_between_are_interpolated() -> None:
     tables, kept = recorded()
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     off = torch.zeros(SIZE)
     told = {}
     for i, feature in enumerate(RECORDED):
-        used = rehearsal.predict(i, "guided")
+        used = perturbed.predict(i, "guided")
         if used is None:
-            used = rehearsal.observe(i, "guided", feature + i * off)
+            used = perturbed.observe(i, "guided", feature + i * off)
             if off.any():
                 told[i] = float(i)
         off = off + float(SCHEDULE[i + 1] - SCHEDULE[i]) * (used - feature)
-    (table,) = rehearsal.answered(tables)
+    (table,) = perturbed.measured(tables)
     assert len(told) >= 4
     np.testing.assert_allclose(table.gain, np.interp(np.arange(COUNT), list(told), list(told.values())), rtol=1e-3)
 
 
 def test_it_renders_what_the_plan_alone_would() -> None:
     _, kept = recorded()
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     newest = RECORDED[0]
     for i, feature in enumerate(RECORDED):
-        used = rehearsal.predict(i, "guided")
+        used = perturbed.predict(i, "guided")
         assert (used is None) == PLAN.compute[i]
         if used is None:
             newest = feature
-            used = rehearsal.observe(i, "guided", feature)
+            used = perturbed.observe(i, "guided", feature)
         torch.testing.assert_close(used, newest, rtol=1e-6, atol=1e-6)
-    assert rehearsal.notes == ()
+    assert perturbed.notes == ()
 
 
 def test_features_are_let_go_one_by_one_and_at_the_end() -> None:
     _, kept = recorded()
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     for i, feature in enumerate(RECORDED[:6]):
-        if rehearsal.predict(i, "guided") is None:
-            rehearsal.observe(i, "guided", feature)
+        if perturbed.predict(i, "guided") is None:
+            perturbed.observe(i, "guided", feature)
         assert i not in kept["guided"]
     assert len(kept["guided"]) == COUNT - 6
-    rehearsal.close()
-    assert rehearsal.cache_bytes == 4 * SIZE, "the most that was held at once, kept for the report"
+    perturbed.close()
+    assert perturbed.cache_bytes == 4 * SIZE, "the most that was held at once, kept for the report"
 
 
 @pytest.mark.parametrize("missing", [0, 3])
@@ -146,10 +146,10 @@ def test_a_feature_that_was_not_recorded_ends_the_measurement_there(missing: int
     """Without it the position error is unknown from there on; the run goes on."""
     tables, kept = recorded()
     del kept["guided"][missing]
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
-    push(rehearsal, "guided")
-    (table,) = rehearsal.answered(tables)
-    assert table.answered == (missing == 3)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
+    push(perturbed, "guided")
+    (table,) = perturbed.measured(tables)
+    assert table.measured == (missing == 3)
 
 
 # Runs that are really stepped: two latents in float64, where the code under test only knows the sampler's response
@@ -187,14 +187,14 @@ def two_step(derive: Derive, x: Tensor) -> Tensor:
     return x
 
 
-def response_of(sampler: Sampler) -> Response:
+def response_of(sampler: Sampler) -> ImpulseResponse:
     return probe(lambda denoise, x: sampler(lambda x, sigma: (x - denoise(x, torch.tensor([sigma]))) / sigma, x))
 
 
 class Answering:
     """A model of known answers at some streams, recorded once and then run again with a plan.
 
-    answers: per stream gain and spread, (M,) each. What is recorded is a curve in sigma and another in the evaluation.
+    answers: per stream gain and spread, (M,) each. What is recorded is a curve in sigma and another in the model call.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class Answering:
         return self.recorder.observe(i, key, self.feature(key, i, sigma))
 
     def compute(self, key: str, i: int, x: Tensor, sigma: float) -> Tensor:
-        gain, spread = (values[i] for values in self.answers[key])
+        gain, deviation = (values[i] for values in self.answers[key])
         off = x - self.positions[key][i]
         size = torch.linalg.vector_norm(off)
         if not size > 0.0:
@@ -230,37 +230,37 @@ class Answering:
         self.told[key].append(i)
         new = torch.randn(self.shape, generator=self.noise, dtype=torch.float64)
         new -= off * ((off * new).sum() / size**2)
-        return self.feature(key, i, sigma) + gain * off + spread * size * new / torch.linalg.vector_norm(new)
+        return self.feature(key, i, sigma) + gain * off + deviation * size * new / torch.linalg.vector_norm(new)
 
     def plan(self) -> Plan:
         # As comfy_erta.measuring makes it.
-        return make_plan(SCHEDULE, lambda schedule: self.response, None, Wish(2.0, mode="paper", predictor="hold"))
+        return make_plan(SCHEDULE, lambda schedule: self.response, None, Settings(2.0, mode="paper", predictor="hold"))
 
     def rehearse(self, plan: Plan) -> tuple[Table, ...]:
         tables = self.recorder.tables(0, 1.0)
-        rehearsal = Rehearsal(plan, self.response, self.recorder.features())
+        perturbed = PerturbedRun(plan, self.response, self.recorder.features())
         for key in self.answers:
-            evaluations = iter(range(self.response.evaluations))
+            calls = iter(range(self.response.calls))
 
-            def derive(x: Tensor, sigma: float, key: str = key, evaluations: Iterator[int] = evaluations) -> Tensor:
-                i = next(evaluations)
-                used = rehearsal.predict(i, key)
-                return rehearsal.observe(i, key, self.compute(key, i, x, sigma)) if used is None else used.double()
+            def derive(x: Tensor, sigma: float, key: str = key, calls: Iterator[int] = calls) -> Tensor:
+                i = next(calls)
+                used = perturbed.predict(i, key)
+                return perturbed.observe(i, key, self.compute(key, i, x, sigma)) if used is None else used.double()
 
             self.sampler(derive, torch.zeros(self.shape, dtype=torch.float64))
-        return rehearsal.answered(tables)
+        return perturbed.measured(tables)
 
 
 def curves(count: int, phase: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Another gain of either sign and another spread at each evaluation."""
+    """Another gain of either sign and another spread at each model call."""
     places = np.arange(count)
     return 1.5 * np.cos(1.0 + 0.7 * places + phase), 1.2 + np.sin(2.0 * places + phase)
 
 
 def assert_found(table: Table, answer: tuple[np.ndarray, np.ndarray], told: list[int]) -> None:
-    gain, spread = answer
+    gain, deviation = answer
     np.testing.assert_allclose(table.gain[told], gain[told], atol=1e-4)
-    np.testing.assert_allclose(table.spread[told], spread[told], atol=1e-4)
+    np.testing.assert_allclose(table.deviation[told], deviation[told], atol=1e-4)
 
 
 SAMPLERS: list[Sampler] = [euler, heun, two_step]
@@ -268,7 +268,7 @@ SAMPLERS: list[Sampler] = [euler, heun, two_step]
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_gain_and_spread_of_every_computed_evaluation_are_found_whatever_the_sampler(sampler: Sampler) -> None:
-    answer = curves(response_of(sampler).evaluations)
+    answer = curves(response_of(sampler).calls)
     model = Answering(sampler, {"guided": answer})
     plan = model.plan()
     (table,) = model.rehearse(plan)
@@ -280,15 +280,15 @@ def test_gain_and_spread_of_every_computed_evaluation_are_found_whatever_the_sam
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_gain_alone_leaves_no_spread_and_spread_alone_no_gain(sampler: Sampler) -> None:
-    gain, spread = curves(response_of(sampler).evaluations)
-    for answer in ((gain, 0 * spread), (0 * gain, spread)):
+    gain, deviation = curves(response_of(sampler).calls)
+    for answer in ((gain, 0 * deviation), (0 * gain, deviation)):
         model = Answering(sampler, {"guided": answer})
         (table,) = model.rehearse(model.plan())
         told = model.told["guided"]
         assert len(told) >= 4
         np.testing.assert_allclose(table.gain[told], answer[0][told], atol=1e-4)
         # The rounding of float32, in which features are kept, is a spread of its own.
-        np.testing.assert_allclose(table.spread[told], answer[1][told], atol=1e-3)
+        np.testing.assert_allclose(table.deviation[told], answer[1][told], atol=1e-3)
 
 
 def test_the_error_of_the_latent_is_that_of_what_the_sampler_was_handed() -> None:
@@ -317,16 +317,16 @@ def test_each_stream_gets_its_own_answer_in_the_order_of_the_tables() -> None:
         assert_found(table, answer, model.told[key])
     between = [i for i in range(COUNT) if i not in model.told["cond"]]
     places = model.told["cond"]
-    np.testing.assert_allclose(tables[1].spread[between], np.interp(between, places, tables[1].spread[places]))
+    np.testing.assert_allclose(tables[1].deviation[between], np.interp(between, places, tables[1].deviation[places]))
 
 
 def test_a_stream_that_was_not_rendered_again_leaves_its_table_alone() -> None:
     tables, kept = recorded(("cond", "uncond"))
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
-    push(rehearsal, "uncond")
-    cond, uncond = rehearsal.answered(tables)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
+    push(perturbed, "uncond")
+    cond, uncond = perturbed.measured(tables)
     assert cond is tables[0]
-    assert uncond.answered
+    assert uncond.measured
 
 
 def test_all_but_the_answer_is_left_as_it_was_recorded() -> None:
@@ -342,7 +342,7 @@ def test_tables_of_another_number_of_streams_are_refused() -> None:
     tables, _ = recorded(("cond", "uncond"))
     _, kept = recorded()
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        Rehearsal(PLAN, RESPONSE, kept).answered(tables)
+        PerturbedRun(PLAN, RESPONSE, kept).measured(tables)
 
 
 def test_a_batch_of_any_shape_is_one_list_of_numbers() -> None:
@@ -356,39 +356,39 @@ def test_a_batch_of_any_shape_is_one_list_of_numbers() -> None:
 def test_a_large_latent_is_measured_on_the_sample_that_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every 9th element tells the same to what chance allows: 1 / sqrt(number) of elements."""
     monkeypatch.setattr(recorder_module, "SAMPLE", 10_000)
-    gain, spread = curves(COUNT)
-    model = Answering(euler, {"guided": (gain, spread)}, shape=(90_000,))
+    gain, deviation = curves(COUNT)
+    model = Answering(euler, {"guided": (gain, deviation)}, shape=(90_000,))
     (table,) = model.rehearse(model.plan())
     told = model.told["guided"]
     assert table.elements == 10_000
     np.testing.assert_allclose(table.gain[told], gain[told], atol=0.1)
-    np.testing.assert_allclose(table.spread[told], spread[told], rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(table.deviation[told], deviation[told], rtol=0.05, atol=0.05)
 
 
 def test_what_was_never_recorded_is_let_through() -> None:
-    """Evaluations after the last one, and streams that came up only now."""
+    """Model calls after the last one, and streams that came up only now."""
     tables, kept = recorded()
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     for i in (*range(COUNT), COUNT, COUNT + 1):
         for key in ("guided", "new"):
             feature = RECORDED[min(i, COUNT - 1)] + 1.0
-            used = rehearsal.predict(i, key)
+            used = perturbed.predict(i, key)
             assert used is None or not PLAN.compute[i]
             if used is None:
-                assert rehearsal.observe(i, key, feature) is feature
-    (table,) = rehearsal.answered(tables)
-    assert table.answered
+                assert perturbed.observe(i, key, feature) is feature
+    (table,) = perturbed.measured(tables)
+    assert table.measured
 
 
 def test_a_closed_rehearsal_still_has_its_answers() -> None:
     tables, kept = recorded()
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
-    push(rehearsal, "guided")
-    (before,) = rehearsal.answered(tables)
-    rehearsal.close()
-    (after,) = rehearsal.answered(tables)
-    assert after.answered
-    np.testing.assert_array_equal(after.spread, before.spread)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
+    push(perturbed, "guided")
+    (before,) = perturbed.measured(tables)
+    perturbed.close()
+    (after,) = perturbed.measured(tables)
+    assert after.measured
+    np.testing.assert_array_equal(after.deviation, before.deviation)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -396,9 +396,9 @@ def test_answers_that_are_no_numbers_are_left_out(value: float) -> None:
     """A model that overflows once in half precision must not cost the recording of a whole run."""
     last = max(i for i in range(COUNT) if PLAN.compute[i])
     tables, kept = recorded()
-    rehearsal = Rehearsal(PLAN, RESPONSE, kept)
+    perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     for i, feature in enumerate(RECORDED):
-        if rehearsal.predict(i, "guided") is None:
-            rehearsal.observe(i, "guided", feature * (value if i == last else 1.01))
-    (table,) = rehearsal.answered(tables)
-    assert np.isfinite(table.gain).all() and np.isfinite(table.spread).all()
+        if perturbed.predict(i, "guided") is None:
+            perturbed.observe(i, "guided", feature * (value if i == last else 1.01))
+    (table,) = perturbed.measured(tables)
+    assert np.isfinite(table.gain).all() and np.isfinite(table.deviation).all()

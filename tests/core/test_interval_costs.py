@@ -1,4 +1,4 @@
-"""The table of gap costs, against each gap worked out alone on explicit features."""
+"""The table of skipped interval costs, against each skipped interval worked out alone on explicit features."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ertacache.erta import gaps
-from ertacache.erta.gaps import Key, gap_costs
-from ertacache.erta.loop import MAX_CORRECTION, MAX_SLOPE, Feedback, Loop
+from ertacache.erta import interval_costs as module
+from ertacache.erta.interval_costs import Key, interval_costs
 from ertacache.erta.planner import euler_response
 from ertacache.erta.predictors import Predictor, hold, line
-from ertacache.erta.response import Response
-from ertacache.erta.schedules import possible_gaps
+from ertacache.erta.response import ImpulseResponse
+from ertacache.erta.schedules import possible_intervals
+from ertacache.erta.simulation import MAX_CORRECTION, MAX_SLOPE, ErrorResponse, Simulation
 
 COUNT = 10
 SCHEDULE = 3.0 * np.linspace(1, 0, COUNT + 1) / (1 + 2.0 * np.linspace(1, 0, COUNT + 1))
 EULER = euler_response(SCHEDULE)
 
 
-def uneven() -> Response:
-    """Two evaluations at each sigma, as heun has them, two so close that no line is drawn, and influences with signs,
+def uneven() -> ImpulseResponse:
+    """Two model calls at each sigma, as heun has them, two so close that no line is drawn, and influences with signs,
     one of them weak."""
     sigmas = np.array([1.0, 0.9, 0.9, 0.7, 0.7, 0.699, 0.5, 0.4, 0.3, 0.1])
     weights = np.random.default_rng(3).uniform(0.5, 1.5, COUNT) * np.where(np.arange(COUNT) == 4, -0.3, 1.0)
     weights[7] *= 0.05
-    return Response(sigmas, EULER.influence * weights[:, None])
+    return ImpulseResponse(sigmas, EULER.matrix * weights[:, None])
 
 
 RESPONSES = [pytest.param(EULER, id="euler"), pytest.param(uneven(), id="uneven")]
@@ -42,13 +42,16 @@ def recorded(noise: float = 0.05, elements: int = 40) -> np.ndarray:
 
 
 def loop_of(
-    features: np.ndarray, response: Response = EULER, spread: float = 0.0, restarts: frozenset[int] = frozenset({0})
-) -> Loop:
+    features: np.ndarray,
+    response: ImpulseResponse = EULER,
+    deviation: float = 0.0,
+    resets: frozenset[int] = frozenset({0}),
+) -> Simulation:
     extended = np.concatenate([features, np.ones((len(features), 1, features.shape[-1]))], axis=1)
     grams = extended @ np.swapaxes(extended, 1, 2) / features.shape[-1]
-    # A gain that has to be left alone: what it does depends on gaps before the last two.
-    answer = Feedback(np.full(COUNT, 7.0), spread * (1.2 + np.sin(2.0 * np.arange(COUNT))), np.eye(COUNT))
-    return Loop(response, grams, answer, restarts)
+    # A gain that has to be left alone: what it does depends on skipped intervals before the last two.
+    answer = ErrorResponse(np.full(COUNT, 7.0), deviation * (1.2 + np.sin(2.0 * np.arange(COUNT))), np.eye(COUNT))
+    return Simulation(response, grams, answer, resets)
 
 
 def mean_squares(errors: np.ndarray) -> np.ndarray:
@@ -57,22 +60,24 @@ def mean_squares(errors: np.ndarray) -> np.ndarray:
 
 
 class Alone:
-    """One gap on (T, M, n) features. ``answers``: (T,) what its closing evaluation answers, per unit of influence."""
+    """One skipped interval on (T, M, n) features. ``answers``: (T,) what its closing model call answers, per unit of
+    influence.
+    """
 
-    def __init__(self, loop: Loop, features: np.ndarray, key: Key, slope: float | None) -> None:
-        self.loop, self.features = loop, features
+    def __init__(self, simulation: Simulation, features: np.ndarray, key: Key, slope: float | None) -> None:
+        self.simulation, self.features = simulation, features
         self.history, self.t = key
-        self.end, self.count = loop.response.end, loop.response.evaluations
+        self.end, self.count = simulation.response.end, simulation.response.calls
         self.reused = range(self.history[0] + 1, self.t)
         self.slope = self.fitted() if slope is None else slope
         self.missed = self.missed_with(self.slope)
         self.arriving = mean_squares(self.missed)
-        spread = loop.feedback.spread[min(self.t, self.count - 1)]
-        self.answers = spread * np.sqrt(features.shape[-1] * self.arriving)
+        deviation = simulation.error_response.deviation[min(self.t, self.count - 1)]
+        self.answers = deviation * np.sqrt(features.shape[-1] * self.arriving)
 
     def coefficients(self, i: int, slope: float) -> tuple[float, ...]:
-        # Drawn for the whole gap or not at all, its closing evaluation included.
-        sigmas, last = self.loop.response.sigmas, min(self.t, self.count - 1)
+        # Drawn for the whole skipped interval or not at all, its closing model call included.
+        sigmas, last = self.simulation.response.sigmas, min(self.t, self.count - 1)
         drawn = len(line(sigmas, self.history, last, 1.0).coefficients) > 1
         return line(sigmas, self.history, i, slope if drawn else 0.0).coefficients
 
@@ -100,7 +105,7 @@ class Alone:
         own = (weight * self.answers) ** 2 / self.features.shape[-1]
         left = np.concatenate([self.missed, np.zeros((len(self.features), 1))], axis=1)
         best = 0.0
-        if corrector and self.t < self.count and self.t not in self.loop.restarts:
+        if corrector and self.t < self.count and self.t not in self.simulation.resets:
             told = self.features[:, self.t] - self.predicted(self.t, self.slope)
             told = weight * np.concatenate([told, self.answers[:, None]], axis=1)
             (best,), *_ = np.linalg.lstsq(told.reshape(-1, 1), left.reshape(-1))
@@ -117,45 +122,47 @@ class Alone:
 
 
 def naive(
-    loop: Loop, features: np.ndarray, keys: list[Key], slope: float | None, corrector: bool
+    simulation: Simulation, features: np.ndarray, keys: list[Key], slope: float | None, corrector: bool
 ) -> tuple[dict[Key, np.ndarray], list[float]]:
-    """(T,) squares of each gap, and the corrections made."""
-    alone = {key: Alone(loop, features, key, slope) for key in keys}
+    """(T,) squares of each skipped interval, and the corrections made."""
+    alone = {key: Alone(simulation, features, key, slope) for key in keys}
     squares, corrections = {}, []
-    for key, gap in alone.items():
-        squares[key], correction = gap.corrected(corrector)
+    for key, interval in alone.items():
+        squares[key], correction = interval.corrected(corrector)
         corrections.append(correction)
         history, _ = key
         if len(history) > 1:
             before = [other.arriving for (h, t), other in alone.items() if (h[0], t) == (history[1], history[0])]
             arrived = np.mean(before, axis=0) if before else 0.0
-            squares[key] += arrived * loop.feedback.spread[history[0]] ** 2 * gap.made_of_an_error()
+            squares[key] += arrived * simulation.error_response.deviation[history[0]] ** 2 * interval.made_of_an_error()
     return squares, corrections
 
 
-def at_one_sigma(loop: Loop, key: Key) -> bool:
-    """Whether all that a gap reuses lies at the newest's own sigma: its line changes nothing, whatever the slope."""
+def at_one_sigma(simulation: Simulation, key: Key) -> bool:
+    """Whether all that a skipped interval reuses lies at the newest's own sigma: its line changes nothing, whatever the
+    slope.
+    """
     (s, *_), t = key
-    return bool(np.ptp(loop.response.sigmas[s:t]) == 0.0)
+    return bool(np.ptp(simulation.response.sigmas[s:t]) == 0.0)
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-@pytest.mark.parametrize("restarts", [frozenset({0}), frozenset({0, 5})], ids=["no restart", "a restart"])
+@pytest.mark.parametrize("resets", [frozenset({0}), frozenset({0, 5})], ids=["no restart", "a restart"])
 @pytest.mark.parametrize("slope", [None, 0.0, 1.0])
 @pytest.mark.parametrize("corrector", [False, True])
-@pytest.mark.parametrize("spread", [0.0, 3.0])
+@pytest.mark.parametrize("deviation", [0.0, 3.0])
 def test_costs_are_those_of_each_gap_alone(
-    response: Response, restarts: frozenset[int], slope: float | None, corrector: bool, spread: float
+    response: ImpulseResponse, resets: frozenset[int], slope: float | None, corrector: bool, deviation: float
 ) -> None:
     features = recorded()
-    loop = loop_of(features, response, spread, restarts)
-    keys = possible_gaps(COUNT, 6, {0}, restarts)
+    simulation = loop_of(features, response, deviation, resets)
+    keys = possible_intervals(COUNT, 6, {0}, resets)
     assert any(t == COUNT for _, t in keys)
     assert any(len(history) == 1 for history, _ in keys)
-    found = gap_costs(loop, keys, slope, corrector)
-    squares, corrections = naive(loop, features, keys, slope, corrector)
+    found = interval_costs(simulation, keys, slope, corrector)
+    squares, corrections = naive(simulation, features, keys, slope, corrector)
     assert list(found) == keys
-    sloped = [key for key in keys if not at_one_sigma(loop, key)]
+    sloped = [key for key in keys if not at_one_sigma(simulation, key)]
     expected = [np.mean(squares[key]) for key in sloped]
     np.testing.assert_allclose([found[key] for key in sloped], expected, rtol=1e-7, atol=1e-13)
     assert not corrector or np.count_nonzero(corrections) > len(keys) / 4
@@ -164,32 +171,32 @@ def test_costs_are_those_of_each_gap_alone(
 def test_cases_have_slopes_at_and_between_their_limits_and_corrections_that_are_refused() -> None:
     """Otherwise the comparison above would leave some of it out."""
     features = recorded()
-    keys = possible_gaps(COUNT, 6, {0}, {0})
+    keys = possible_intervals(COUNT, 6, {0}, {0})
     alone = [Alone(loop_of(features, uneven(), 3.0), features, key, None) for key in keys]
-    shares = [gap.slope for gap in alone]
+    shares = [interval.slope for interval in alone]
     assert 0.0 in shares
     assert MAX_SLOPE in shares
     assert any(0.1 < share < 1.4 for share in shares)
-    assert any(gap.corrected()[1] == 0.0 for gap in alone if gap.t < COUNT)
+    assert any(interval.corrected()[1] == 0.0 for interval in alone if interval.t < COUNT)
 
 
 def test_a_gap_whose_line_changes_nothing_is_told_by_holding_as_in_the_loop() -> None:
     features = recorded()
-    loop = loop_of(features, uneven())
-    keys = [key for key in possible_gaps(COUNT, 6, {0}, {0}) if at_one_sigma(loop, key)]
+    simulation = loop_of(features, uneven())
+    keys = [key for key in possible_intervals(COUNT, 6, {0}, {0}) if at_one_sigma(simulation, key)]
     assert len(keys) > 3
-    fitted, held = (list(gap_costs(loop, keys, slope, True).values()) for slope in (None, 0.0))
+    fitted, held = (list(interval_costs(simulation, keys, slope, True).values()) for slope in (None, 0.0))
     np.testing.assert_allclose(fitted, held, rtol=1e-9)
 
 
 def test_exact_predictions_cost_nothing() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(3, 1, 40)) + SCHEDULE[:-1, None] * rng.normal(size=(3, 1, 40))
-    keys = [key for key in possible_gaps(COUNT, 6, {0}, {0}) if len(key[0]) > 1]
+    keys = [key for key in possible_intervals(COUNT, 6, {0}, {0}) if len(key[0]) > 1]
     for slope in (None, 1.0):
-        costs = gap_costs(loop_of(features), keys, slope, False)
+        costs = interval_costs(loop_of(features), keys, slope, False)
         assert max(costs.values()) < 1e-12
-    assert min(gap_costs(loop_of(features), keys, 0.0, False).values()) > 1e-6
+    assert min(interval_costs(loop_of(features), keys, 0.0, False).values()) > 1e-6
 
 
 @pytest.mark.parametrize("key", [((0,), 3), ((2, 1), 5), ((6, 5), COUNT)])
@@ -201,34 +208,36 @@ def test_cost_of_the_only_gap_is_the_square_that_the_loop_finds(key: Key, slope:
         0.0: hold,
         1.0: lambda history, i: line(EULER.sigmas, history, i, 1.0),
     }
-    loop = replace(loop_of(recorded()[:1]), feedback=Feedback(np.zeros(COUNT), np.zeros(COUNT), np.eye(COUNT)))
+    simulation = replace(
+        loop_of(recorded()[:1]), error_response=ErrorResponse(np.zeros(COUNT), np.zeros(COUNT), np.eye(COUNT))
+    )
     compute = tuple(not key[0][0] < i < key[1] for i in range(COUNT))
-    (square,) = loop.shape(compute, known[slope], corrector).squares
-    assert gap_costs(loop, [key], slope, corrector)[key] == pytest.approx(square, rel=1e-8)
+    (square,) = simulation.shape(compute, known[slope], corrector).squares
+    assert interval_costs(simulation, [key], slope, corrector)[key] == pytest.approx(square, rel=1e-8)
 
 
 @pytest.mark.parametrize("corrector", [False, True])
 def test_costs_are_the_same_however_many_gaps_are_worked_on_at_once(
     monkeypatch: pytest.MonkeyPatch, corrector: bool
 ) -> None:
-    loop = loop_of(recorded(), spread=3.0)
-    keys = possible_gaps(COUNT, 6, {0}, {0})
-    whole = gap_costs(loop, keys, None, corrector)
+    simulation = loop_of(recorded(), deviation=3.0)
+    keys = possible_intervals(COUNT, 6, {0}, {0})
+    whole = interval_costs(simulation, keys, None, corrector)
     for numbers in (1, 25 * 3 * 7):
-        monkeypatch.setattr(gaps, "MAX_NUMBERS", numbers)
-        parts = gap_costs(loop, keys, None, corrector)
+        monkeypatch.setattr(module, "MAX_NUMBERS", numbers)
+        parts = interval_costs(simulation, keys, None, corrector)
         assert list(parts) == list(whole)
         np.testing.assert_allclose(list(parts.values()), list(whole.values()), rtol=1e-9)
 
 
 def test_nothing_to_leave_out_costs_nothing() -> None:
-    assert gap_costs(loop_of(recorded()), [], None, True) == {}
+    assert interval_costs(loop_of(recorded()), [], None, True) == {}
 
 
 def test_cost_over_runs_is_their_mean() -> None:
-    loop = loop_of(recorded())
-    keys = possible_gaps(COUNT, 6, {0}, {0})
-    each = [gap_costs(replace(loop, grams=gram[None]), keys, 0.0, False) for gram in loop.grams]
+    simulation = loop_of(recorded())
+    keys = possible_intervals(COUNT, 6, {0}, {0})
+    each = [interval_costs(replace(simulation, grams=gram[None]), keys, 0.0, False) for gram in simulation.grams]
     assert each[0] != each[1]
-    for key, cost in gap_costs(loop, keys, 0.0, False).items():
+    for key, cost in interval_costs(simulation, keys, 0.0, False).items():
         assert cost == pytest.approx(np.mean([costs[key] for costs in each]), rel=1e-9)
