@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 from ..erta.profile import Profile
+from ..erta.profile_file import from_bytes, to_bytes
 from . import embeddings, magnitudes
 from .kept import Kept
 from .recording import record
@@ -24,8 +25,8 @@ class Calibration:
     def profile(self, level: str) -> Profile:
         """Ours, of all profiling prompts, recorded at a level."""
         if level not in self._profiles:
-            data = self._ours.bytes(f"profile-{level}", lambda: record(self.rig, level).to_bytes())
-            self._profiles[level] = Profile.from_bytes(data)
+            data = self._ours.bytes(f"profile-{level}", lambda: to_bytes(record(self.rig, level)))
+            self._profiles[level] = from_bytes(data)
         return self._profiles[level]
 
     @functools.cached_property

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..comfy_erta.report import Report
 from ..comfy_erta.session import Setting, Start, attach
-from ..erta.plan import Plan, Settings
+from ..erta.plan import Plan
 from ..erta.replay import Replay
 from ..erta.schedules import Schedule, histories
+from ..erta.settings import Settings
 
 Weights = Callable[[tuple[int, ...], int], tuple[float, ...]]
 """(history, i) -> weights of the newest computed features. ``history``: the computed model calls before i. Both newest

@@ -16,10 +16,10 @@ from ..comfy_erta.report import Report
 from ..comfy_erta.session import attach
 from ..comfy_erta.tasks import Recording
 from ..demo.tiny_wan.nodes import ERTADemoCopyForEasyCache
-from ..erta.plan import Settings
 from ..erta.profile import Profile
 from ..erta.recorder import Recorder
 from ..erta.schedules import Schedule, even
+from ..erta.settings import Settings
 from .full_model import SCHEDULER, Clip, FullModel
 from .ours import cached
 

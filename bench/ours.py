@@ -12,8 +12,8 @@ from typing import Any
 from ..comfy_erta.session import attach
 from ..comfy_erta.store import Store
 from ..comfy_erta.tasks import BUILT_IN, Caching
-from ..erta.plan import Settings
 from ..erta.profile import Profile
+from ..erta.settings import Settings
 from .methods import ABLATION, OURS, Method, Place, Setting, single
 
 OnReport = Callable[[Any], None]

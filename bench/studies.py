@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from ..erta import planner
-from ..erta.plan import Settings
 from ..erta.profile import Profile
+from ..erta.settings import Settings
 from ..erta.simulation import ErrorResponse
 from . import plots
 from .command import OUTPUT

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ..erta.perturbed_run import PerturbedRun
-from ..erta.plan import Settings
-from ..erta.planner import MIN_CALLS, make_plan
+from ..erta.planner import MIN_CALLS, solve
+from ..erta.problem import Problem
 from ..erta.profile import Measured, Profile, Table
+from ..erta.settings import Settings
 from .report import Report
 from .session import Context, Start, attach
 from .tasks import OnReport, Recording
@@ -19,9 +20,7 @@ from .tasks import OnReport, Recording
 Features = dict[str, dict[int, Tensor]]
 
 _NOTHING = "Nothing was sampled: give steps and a denoise above 0."
-_REMEDY = (
-    "Choose a sampler whose model calls do not depend on what the model answers, such as euler, and 2 steps or more."
-)
+_REMEDY = "Choose a sampler whose model calls do not depend on the model's outputs, such as euler, and 2 steps or more."
 
 # Errors everywhere in the run, and of the kind that planned runs make: every other model call, on a line. Those of held
 # features are answered otherwise, and what was predicted from that was up to 10 times too high with some prompts.
@@ -41,7 +40,7 @@ class Perturbing:
     on_report: OnReport
 
     def begin(self, setting: Context) -> Start:
-        plan = make_plan(setting.schedule, setting.respond, None, _REHEARSED, setting.edges)
+        plan = solve(Problem(setting.schedule, setting.respond, None, setting.edges), _REHEARSED)
         perturbed = PerturbedRun(plan, setting.respond(setting.schedule), self.features)
         return Start(perturbed, "output", plan.sigmas, plan=plan)
 

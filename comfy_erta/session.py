@@ -18,7 +18,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..erta.plan import Plan, plan_to_json
+from ..erta.plan import Plan
+from ..erta.plan_file import plan_to_json
 from ..erta.profile import Measured, Profile
 from ..erta.response import ImpulseResponse, UnknownResponse
 from .edges import conditioning_edges, guidance_edges

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..erta.profile import MAX_BYTES, Measured, Profile, ProfileError, read_header
+from ..erta.profile import Measured, Profile, ProfileError
+from ..erta.profile_file import MAX_BYTES, from_bytes, read_header, to_bytes
 
 SUFFIX = ".safetensors"
 MAX_NAME = 64
@@ -65,7 +66,7 @@ class Store:
         The old file stays whole until the new one is complete, whatever happens. Raises StoreError for the name or a
         symbolic link in the way, StoreFault where nothing can be written, ProfileError for a profile that is too large.
         """
-        data = profile.to_bytes()
+        data = to_bytes(profile)
         with _faults(f"profile {name!r} cannot be kept", "free space there, or make it writable"):
             self.user_dir.mkdir(parents=True, exist_ok=True)
             target = self.path(name)
@@ -82,7 +83,7 @@ class Store:
         path = self._find(name)
         try:
             with _faults(f"profile {name!r} cannot be read", "make it readable"), path.open("rb") as file:
-                return Profile.from_bytes(_checked(file).read(MAX_BYTES + 1))
+                return from_bytes(_checked(file).read(MAX_BYTES + 1))
         except ProfileError as error:
             raise ProfileError(f"{path.name}: {error}") from None
 

@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..erta.plan import Plan, PlanError, Settings, plan_from_json
-from ..erta.planner import Point, error_curve, make_plan
+from ..erta.plan import Plan
+from ..erta.plan_file import PlanError, plan_from_json
+from ..erta.planner import Point, error_curve, solve
+from ..erta.problem import Problem
 from ..erta.profile import Measured, Profile, ProfileError, Table
+from ..erta.profile_file import digest
 from ..erta.recorder import IncompleteRecording, Recorder
 from ..erta.replay import Replay
+from ..erta.settings import Settings
 from .identity import describe, differences
 from .levels import block_slots
 from .presets import preset_remarks
@@ -99,7 +103,7 @@ class Caching:
         if plan is None:
             if profile is None:
                 notes = (*notes, "built-in plan: nothing was measured, so no error is predicted")
-            plan = make_plan(setting.schedule, setting.respond, profile, self.settings, setting.edges)
+            plan = solve(Problem(setting.schedule, setting.respond, profile, setting.edges), self.settings)
             plan = replace(plan, model=model_digest(here))
         notes = (*notes, *preset_remarks(self.settings.preset, self.settings.preset_steps, here))
         offload = self.offload and self.settings.level == "blocks"
@@ -117,7 +121,7 @@ class Caching:
         """For the knob, which then tells what it comes to without another run."""
         if start.profile is None or self.settings.preset or self.settings.threshold:
             return ()
-        return error_curve(setting.schedule, setting.respond, start.profile, self.settings, setting.edges)
+        return error_curve(Problem(setting.schedule, setting.respond, start.profile, setting.edges), self.settings)
 
     def _recording(self) -> Recording:
         return Recording(self.settings.level, 0, self._save, self.on_report, self.scheduler)
@@ -159,7 +163,7 @@ class Caching:
             plan = plan_from_json(self.carried)
         except PlanError as error:
             return None, (f"the workflow's plan is not used: {error}",)
-        if profile is not None and plan.profile != profile.digest():
+        if profile is not None and plan.profile != digest(profile):
             return None, ()
         if plan.settings != self.settings or plan.model != model_digest(here):
             return None, ()

@@ -1,8 +1,9 @@
-"""What each skipped interval that a schedule may have costs, all of them at once: the table that the search works on.
+"""What each skipped interval that a schedule may have costs: the table that the search works on (docs/method.md,
+Interval costs).
 
-A skipped interval's cost is the error of the final latent that its reused model calls leave after its slope and its
-correction, plus what the closed loop (loop.py) adds that can be told from the skipped interval and the one before it:
-the answer to the error at the model call that ends it, and that its line is drawn from an output that is off itself.
+An interval costs the error of the final latent that its reused calls leave after its slope and its correction. Of what
+the simulation adds, it counts what the interval and the one before it determine: the error response at the call that
+ends it, and that its line is drawn from an output that is off itself.
 """
 
 from __future__ import annotations
@@ -18,27 +19,29 @@ from .simulation import MAX_CORRECTION, MAX_SLOPE, Simulation
 MAX_NUMBERS = 4_000_000
 
 Key = tuple[History, int]
-"""(the newest computed model calls, t) of a skipped interval; t = M where the run ends inside it."""
+"""(the newest computed calls, t) of an interval; t = M where the run ends inside it."""
 
 
 @dataclass(frozen=True)
 class _Intervals:
-    """N skipped intervals. s, before, t: (N,), before = s where there is no older one. Vectors have a weight for each
+    """N intervals. s, before, t: (N,), before = s where there is no older computed call. Vectors have a weight for each
     of ``nodes`` (N, 5): the sums of end * F up to t and up to s, then F_s, F_before, F_t."""
 
     s: np.ndarray
     before: np.ndarray
     t: np.ndarray
     nodes: np.ndarray
-    held: np.ndarray  # (N, 5) what the skipped interval's truth is away from holding
+    held: np.ndarray  # (N, 5) what the features add to the latent, minus what a hold adds
     moved: np.ndarray  # (N, 5) what the line's whole slope changes
     reach: np.ndarray  # (N,) how far the line goes at t, in distances of its two points
-    ends: np.ndarray  # (N,) influence of output t
+    ends: np.ndarray  # (N,) impulse response of output t on the final latent
 
 
 def interval_costs(simulation: Simulation, keys: list[Key], slope: float | None, corrector: bool) -> dict[Key, float]:
-    """Cost of each skipped interval as a mean square, in units of the final latent's. slope: share of the line's, None
-    to fit it.
+    """Cost of each interval: mean square error over recorded runs, in units of the final latent's mean square.
+
+    slope: share of the line's slope that the predictor uses; None: fitted to each interval. corrector: the error is
+    corrected at the call that ends the interval.
     """
     if not keys:
         return {}  # everything is required, nothing can be left out
@@ -99,9 +102,8 @@ def _part(intervals: _Intervals, where: slice) -> _Intervals:
 def _costs_of(
     simulation: Simulation, products: np.ndarray, intervals: _Intervals, slope: float | None, corrector: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(T, N) what the skipped interval leaves, (T, N) the mean square that arrives at t, (N,) what an error of F_s is
-    made to.
-    """
+    """(T, N) mean square left in the final latent, (T, N) the same at t before the correction, (N,) weight of an error
+    of F_s in the final latent."""
     near = products[:, intervals.nodes[:, :, None], intervals.nodes[:, None, :]]
 
     def inner(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -109,26 +111,24 @@ def _costs_of(
         return product
 
     if slope is None:
-        along, length = (
-            inner(intervals.held, intervals.moved).sum(axis=0),
-            inner(intervals.moved, intervals.moved).sum(axis=0),
-        )
+        along = inner(intervals.held, intervals.moved).sum(axis=0)
+        length = inner(intervals.moved, intervals.moved).sum(axis=0)
         share = np.clip(np.divide(along, length, out=np.zeros_like(along), where=length > 0.0), 0.0, MAX_SLOPE)
     else:
         share = np.full(len(intervals.s), slope)
     missed = intervals.held - share[:, None] * intervals.moved
     arriving = np.maximum(inner(missed, missed), 0.0)
-    told = np.zeros_like(missed)
-    told[:, 2], told[:, 3], told[:, 4] = -1.0 - share * intervals.reach, share * intervals.reach, 1.0
-    answer = simulation.error_response.deviation[intervals.nodes[:, 4]] ** 2
-    # The weight on what is told, before it is divided by the influence that the model call has.
-    along, length = inner(missed, told).sum(axis=0), (inner(told, told) + answer * arriving).sum(axis=0)
+    residual = np.zeros_like(missed)
+    residual[:, 2], residual[:, 3], residual[:, 4] = -1.0 - share * intervals.reach, share * intervals.reach, 1.0
+    response = simulation.error_response.deviation[intervals.nodes[:, 4]] ** 2
+    # The weight of the residual in the final latent: the correction times the impulse response of output t.
+    along, length = inner(missed, residual).sum(axis=0), (inner(residual, residual) + response * arriving).sum(axis=0)
     most = MAX_CORRECTION * (intervals.t - intervals.s - 1) * np.abs(intervals.ends)
     can = corrector & (length > 0.0) & ~np.isin(intervals.t, list(simulation.resets))
     weight = np.divide(along, length, out=np.zeros_like(along), where=can)
     weight = np.where(np.abs(weight) <= most, weight, 0.0)
-    left = missed - weight[:, None] * told
-    squares = np.maximum(inner(left, left), 0.0) + answer * arriving * (intervals.ends**2 + weight**2)
+    left = missed - weight[:, None] * residual
+    squares = np.maximum(inner(left, left), 0.0) + response * arriving * (intervals.ends**2 + weight**2)
     amplified = simulation.response.end[intervals.s] - intervals.held[:, 2] + share * intervals.moved[:, 2]
     return squares, arriving, amplified
 
@@ -136,16 +136,14 @@ def _costs_of(
 def _from_before(
     simulation: Simulation, intervals: _Intervals, arriving: np.ndarray, amplified: np.ndarray
 ) -> np.ndarray:
-    """(T, N) what a line makes of the answer at s to the error that the skipped interval from ``before`` to s left, on
-    average.
-    """
+    """(T, N) what a line makes of the error response at s to the error of the interval before it, on average."""
     count = simulation.response.calls
     place = intervals.s * (count + 1) + intervals.t
     size = count * (count + 1)
     ways = np.maximum(np.bincount(place, minlength=size), 1)
     mean = np.stack([np.bincount(place, weights=row, minlength=size) for row in arriving]) / ways
     left: np.ndarray = mean[:, intervals.before * (count + 1) + intervals.s]
-    # What it is by itself the skipped interval before has already paid.
+    # The error itself is counted in the interval before.
     more = np.maximum(amplified**2 - simulation.response.end[intervals.s] ** 2, 0.0)
     left *= simulation.error_response.deviation[intervals.s] ** 2 * more
     return left

@@ -17,8 +17,8 @@ INFO, WARNING = "info", "warning"
 class Note:
     """One fact about a run.
 
-    level: "info", or "warning" where the run did not go as asked. code: which fact, a key of `TEXTS`. text: English, one
-    sentence or two without a full stop at the end. values: what stands in the braces of the text, as text.
+    level: "info", or "warning" where the run did not go as asked. code: which fact, a key of `TEXTS`. text: English,
+    without a full stop at the end. values: what stands in the braces of the text, as text.
     """
 
     level: str

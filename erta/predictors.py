@@ -1,22 +1,20 @@
-"""What to put in the place of a feature that is not computed.
+"""What takes the place of a feature that is not computed (docs/method.md, Predictors).
 
-Notation: a *skipped interval* lies between two computed model calls s < t; the model calls between them are reused.
-``history`` is the tuple of computed model calls up to s, newest first.
+Notation: a skipped interval lies between two computed model calls s < t; the calls between them are reused. ``history``
+holds the computed calls up to s, newest first. A new predictor is one class here and one line in `PREDICTORS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from .profile import Profile
-
 History = tuple[int, ...]
 
-# A line is not drawn further than this many times the distance of its two points: past that it amplifies rounding.
+# A line is extrapolated no further than this many times the distance of its two points: beyond, it amplifies rounding.
 MAX_EXTRAPOLATION = 16.0
 
 # An affine fit beyond this comes from a feature that is nearly constant, and fits its rounding.
@@ -30,51 +28,84 @@ class Prediction(NamedTuple):
     offset: float = 0.0
 
 
-Predictor = Callable[[History, int], Prediction]
-
-
-def hold(history: History, i: int) -> Prediction:
-    """The newest computed feature, unchanged: what every published step cache does first."""
-    return Prediction((1.0,))
+HELD = Prediction((1.0,))
 
 
 def line(sigmas: np.ndarray, history: History, i: int, slope: float) -> Prediction:
-    """The straight line in sigma through the two newest computed features, with a share of its slope.
+    """Linear extrapolation in sigma through the two newest computed features, with a share of its slope.
 
     sigmas: (M,). ``F_i = F_s + slope (F_s - F_s2) (sigma_i - sigma_s) / (sigma_s - sigma_s2)``; slope 1 is the line
     itself, 0 holds. Holds where there is only one feature, or two so close that the line would amplify rounding.
     """
     if len(history) < 2 or slope == 0.0:
-        return hold(history, i)
+        return HELD
     newest, before = sigmas[history[0]], sigmas[history[1]]
     if abs(sigmas[i] - newest) >= MAX_EXTRAPOLATION * abs(newest - before):
-        return hold(history, i)  # also where both were evaluated at one sigma (heun, dpm_2), which gives no slope
+        return HELD  # also where both have one sigma (heun, dpm_2), which gives no slope
     ratio = slope * float((sigmas[i] - newest) / (newest - before))
     return Prediction((1.0 + ratio, -ratio))
 
 
-@dataclass(frozen=True)
-class Affine:
-    """The paper's one-term rectification (ERTACache, section on closed-form rectification), mended and shrunk.
+class Predictor:
+    """One way to predict a feature. sigmas: (M,) of the run's calls. grams: (T, M + 1, M + 1) extended Gram matrices.
 
-    The reuse error eps = v~ - v is modelled as ``mean(eps) + slope * (v~ - mean(v~))`` with slope = S_v~eps / S_v~v~.
-    The printed B is four times too large in its last term; K = 4 slope, B = 4 (mean(eps) - 1/2) - K mean(v~) is what
-    least squares gives, and the sigmoid is only meant in its linearised form. Both numbers are pooled over the recorded
-    runs and shrunk towards holding by what holds up on a run left out (one recorded run: taken as it is).
+    slope: share of the line's slope that it uses, which the search over schedules assumes; None: fitted to each
+    interval. selectable: an artist may choose it by name. needs_profile: nothing can be fitted without one.
     """
 
-    grams: np.ndarray
-    _memory: dict[tuple[int, int], Prediction] = field(default_factory=dict, repr=False, compare=False)
+    slope: ClassVar[float | None]
+    selectable: ClassVar[bool] = True
+    needs_profile: ClassVar[bool] = False
 
-    def __call__(self, history: History, i: int) -> Prediction:
-        if (history[0], i) not in self._memory:
-            self._memory[history[0], i] = self._fit(history[0], i)
-        return self._memory[history[0], i]
+    def __init__(self, sigmas: np.ndarray, grams: np.ndarray) -> None:
+        self.sigmas, self.grams = sigmas, grams
 
-    def _fit(self, s: int, i: int) -> Prediction:
+    def predict(self, history: History, i: int, slope: float) -> Prediction:
+        """The prediction of call i. slope: the share of the line's slope that was fitted to its interval."""
+        return line(self.sigmas, history, i, slope)
+
+    @classmethod
+    def allows(cls, prediction: Prediction) -> bool:
+        """Whether a plan may hold it: weights of features that add up to 1, so that nothing is amplified at will."""
+        return abs(sum(prediction.coefficients) - 1.0) < 1e-6 and not prediction.offset
+
+
+class Hold(Predictor):
+    """Zero-order hold: the newest computed feature, unchanged. What every published step cache does first."""
+
+    slope = 0.0
+
+
+class Line(Predictor):
+    """Linear extrapolation in sigma; the two-step Adams-Bashforth method where Euler's method is the sampler."""
+
+    slope = 1.0
+
+
+class FittedLine(Predictor):
+    """Linear extrapolation with a share of its slope fitted to each interval. What "auto" stands for when planned."""
+
+    slope = None
+    selectable = False
+
+
+class Affine(Predictor):
+    """The paper's one-term rectification (ERTACache, closed-form rectification), corrected and shrunk.
+
+    The reuse error eps = v~ - v is modelled as ``mean(eps) + slope * (v~ - mean(v~))`` with slope = S_v~eps / S_v~v~.
+    The printed B is four times too large in its last term (docs/method.md, The paper). Both numbers are pooled over the
+    recorded runs and shrunk towards holding by what holds up on a run left out (one recorded run: taken as it is).
+    The search assumes a hold: what rectifies a held feature is small beside the interval's own cost.
+    """
+
+    slope = 0.0
+    needs_profile = True
+
+    def predict(self, history: History, i: int, slope: float) -> Prediction:
+        """Scale and offset fitted for the pair (newest computed call, i)."""
         one = self.grams.shape[-1] - 1
         # All that a fit of two numbers needs: F_s, F_i and the constant.
-        nodes = [s, i, one]
+        nodes = [history[0], i, one]
         grams = self.grams[:, nodes][:, :, nodes]
         total = grams.sum(axis=0)
         scale, offset = _affine_fit(total)
@@ -85,6 +116,17 @@ class Affine:
             moved = np.stack([left_out[:, 0] - 1.0, np.zeros(len(grams)), left_out[:, 1]], axis=1)
             kept = _shrinkage(grams, target, moved)
         return Prediction((1.0 + kept * (scale - 1.0),), kept * offset)
+
+    @classmethod
+    def allows(cls, prediction: Prediction) -> bool:
+        """Also one scaled feature with an offset."""
+        return len(prediction.coefficients) == 1 or super().allows(prediction)
+
+
+# By the name that settings and plans use.
+PREDICTORS: Mapping[str, type[Predictor]] = MappingProxyType(
+    {"hold": Hold, "affine": Affine, "linear": Line, "fitted": FittedLine}
+)
 
 
 def _affine_fit(gram: np.ndarray) -> tuple[float, float]:
@@ -107,8 +149,3 @@ def _shrinkage(grams: np.ndarray, target: np.ndarray, moved: np.ndarray) -> floa
     along = np.einsum("ri,rij,rj->", target, grams, moved)
     length = np.einsum("ri,rij,rj->", moved, grams, moved)
     return float(np.clip(along / length, 0.0, 1.0)) if length > 0.0 else 0.0
-
-
-def profile_grams(profile: Profile) -> np.ndarray:
-    """(T, M + 1, M + 1): the extended Gram matrix per element of each recorded run and stream."""
-    return np.stack([table.extended_gram() / table.elements for table in profile.tables])

@@ -1,6 +1,6 @@
-"""What is taken to hold for any model where nothing was measured: how features change, and how a model answers errors.
+"""What is assumed of any model where nothing was measured (docs/method.md, The prior): how features and errors change.
 
-Both follow from the sigmas alone. They are used to choose what to compute and to correct, never to promise an error.
+Both follow from the sigmas alone. They choose what to compute and to correct; no error is predicted from them.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import numpy as np
 
 from .simulation import ErrorResponse
 
-# Features are alike over so much of the log signal-to-noise ratio. On a small trained video model 1.5 to 3 do equally
+# Correlation length of features in the log signal-to-noise ratio. On a small trained video model 1.5 to 3 do equally
 # well: shorter is better with few steps, longer in the worst case of many.
 LENGTH = 2.0
 
-# Answers to errors are alike over less of it. Only the error that is told rests on it: on that model 0.7 and 1.4 tell
+# Correlation length of the error response. Only the predicted error depends on it: on that model 0.7 and 1.4 predict
 # 0.75 and 1.2 times as much.
 ERROR_LENGTH = 1.0
 
-# Close to pure noise an answer to an error is not taken to be larger than this many times the error over sigma.
+# Close to pure noise the response to an error is taken to be at most this many times the error over sigma.
 MAX_ERROR_RESPONSE = 16.0
 
 _LEAST = 1e-3
@@ -34,25 +34,25 @@ def generic_gram(sigmas: np.ndarray) -> np.ndarray:
 
 
 def correlation(sigmas: np.ndarray, length: float) -> np.ndarray:
-    """(M, M) how alike what a model does is at two sigmas: smooth in the log signal-to-noise ratio, over ``length``."""
+    """(M, M) Matern 5/2 correlation of two sigmas over the log signal-to-noise ratio, in which length is given."""
     flow = flow_sigmas(sigmas)
-    # At pure noise the ratio is 0 and its logarithm nowhere; networks do not tell what lies below a thousandth.
+    # At pure noise the ratio is 0 and has no logarithm; networks do not resolve what lies below a thousandth.
     snr = np.log(np.maximum(1.0 - flow, _LEAST) / np.maximum(flow, _LEAST))
     apart = np.sqrt(5.0) * np.abs(snr[:, None] - snr[None, :]) / length
-    alike: np.ndarray = (1.0 + apart + apart**2 / 3.0) * np.exp(-apart)
-    return alike
+    found: np.ndarray = (1.0 + apart + apart**2 / 3.0) * np.exp(-apart)
+    return found
 
 
 def conservative_error_response(sigmas: np.ndarray) -> ErrorResponse:
-    """An answer to errors on the large side, that says nothing about its direction: size 1 / (sigma (1 - sigma)).
+    """An error response on the large side, without a direction: deviation 1 / (sigma (1 - sigma)), no gain.
 
-    What a denoiser that trusts x for the share 1 - sigma of it would do; twice to four times what was measured.
+    sigmas: (M,). It is that of a denoiser that trusts x for the share 1 - sigma of it; 2 to 4 times what was measured.
     """
     flow = flow_sigmas(sigmas)
-    answer = np.minimum(1.0 / np.maximum(1.0 - flow, _LEAST), MAX_ERROR_RESPONSE)
+    size = np.minimum(1.0 / np.maximum(1.0 - flow, _LEAST), MAX_ERROR_RESPONSE)
     if sigmas.max(initial=0.0) > 1.0 + 1e-6:
-        answer = np.ones_like(answer)
-    return ErrorResponse(np.zeros(len(sigmas)), answer / sigmas, np.eye(len(sigmas)))
+        size = np.ones_like(size)
+    return ErrorResponse(np.zeros(len(sigmas)), size / sigmas, np.eye(len(sigmas)))
 
 
 def flow_sigmas(sigmas: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Recorder: an observer that lets every model call be computed and measures how the features lie to each other."""
+"""Recorder: an observer of a full run that measures scalar products and distances of its features."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .notes import Note
 from .profile import ProfileError, Table
 
-# Features larger than this are represented by every n-th element. Distances between features are means over millions
-# of elements; a fixed subset of this size tells them to about 0.1 %.
+# Of larger features every n-th element is measured. Distances are means over millions of elements; a fixed subset of
+# this size has them to about 0.1 %.
 SAMPLE = 2**21
 
 # Small enough that a chunk of all features stays in the cache, and that float32 sums over it are right to 1e-7.
@@ -17,11 +18,14 @@ _CHUNK = 2**14
 
 
 class IncompleteRecording(Exception):
-    """A run did not deliver one feature of one shape per model call; the message says which is missing."""
+    """A run did not deliver one feature of one shape per model call. The message says which is missing."""
 
 
 class Recorder:
-    """Keeps a host copy of each feature of one run; ``tables`` turns them into the profile's tables."""
+    """Keeps a host copy of each feature of one run, from which ``tables`` makes the profile's tables.
+
+    sigmas: (M,) of the run's calls.
+    """
 
     def __init__(self, sigmas: np.ndarray) -> None:
         self.sigmas = sigmas
@@ -35,11 +39,11 @@ class Recorder:
         return feature
 
     def features(self) -> dict[str, dict[int, Tensor]]:
-        """What is kept, by stream and model call, given away: ``close`` leaves it alone."""
+        """What is kept, by stream and call. It now belongs to the caller: ``close`` leaves it alone."""
         return self._kept
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         return ()
 
     def close(self) -> None:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .notes import Note, note
 from .offload import fetch, put_aside
 from .plan import Plan
 from .schedules import histories
 
-# A run in which predictions miss by more than this many times what was to be expected is unlike the recorded ones.
-CARE = 2.0
+# A run whose residuals are more than this many times the expected ones is unlike the recorded runs.
+TOLERANCE = 2.0
 
 
 class Replay:
-    """Predicts what the plan reuses from the features it has seen; whatever does not fit the plan is computed.
+    """Predicts what the plan reuses from the features it has seen. What does not fit the plan is computed.
 
-    A feature is only predicted from exactly the model calls that the plan's coefficients were made for. So a step that
-    had to be computed against the plan, a stream that appears late, or a changed shape makes the steps that follow be
-    computed until the plan's own history is there again: never a guess from something else, and never from nothing.
+    A feature is only predicted from the very calls that the plan's coefficients are for. After a call that was computed
+    against the plan, a stream that appears late or a changed shape, calls are computed until the plan's own history is
+    complete again.
 
-    Each skipped interval of the plan ends at a computed model call that shows how wrong its prediction is. Where that
-    is unlike the recorded runs, the next skipped interval is computed. What is computed on top of the plan, or because
-    nothing was there to predict it from, enters no later prediction, so that the plan goes on as soon as it can.
+    Each skipped interval of the plan ends at a computed call, whose residual is the error of its prediction. Where that
+    is unlike the recorded runs, the next interval is computed. What is computed on top of the plan, or for want of a
+    prediction, enters no later prediction, so that the plan goes on as soon as it can.
 
-    offload: features are kept in main memory; a prediction fetches them one after the other and is the same to the bit.
+    offload: features are kept in main memory. A prediction fetches them one by one and is the same to the bit.
     """
 
     def __init__(self, plan: Plan, offload: bool = False) -> None:
@@ -36,25 +37,16 @@ class Replay:
         self._depth = max((len(c) for c in plan.coefficients), default=0)
         self._past: dict[str, list[tuple[int, Tensor]]] = {}
         self._reused = -1
-        self._told: tuple[int, Scalar] | None = None
+        self._residual: tuple[int, Scalar] | None = None
         self._careful = False
         self._on_top: list[int] = []
         self._unfit: set[int] = set()
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What happened that nobody planned."""
-        notes = []
-        if self._on_top:
-            first, count = self._on_top[0], len(self._on_top)
-            notes.append(f"unlike the profiled runs from model call {first} on: {count} computed on top of the plan")
-        if self._unfit:
-            first, count = min(self._unfit), len(self._unfit)
-            notes.append(
-                f"what was kept did not fit at model call {first} (another shape, device or condition): "
-                f"{count} computed that were to be reused"
-            )
-        return tuple(notes)
+    def notes(self) -> tuple[Note, ...]:
+        """What happened against the plan."""
+        departures = {"unlike_profile": self._on_top, "cache_unfit": sorted(self._unfit)}
+        return tuple(note(code, call=calls[0], count=len(calls)) for code, calls in departures.items() if calls)
 
     def predict(self, i: int, key: str) -> Tensor | None:
         if i >= len(self.plan.compute) or self.plan.compute[i] or self._careful:
@@ -77,11 +69,11 @@ class Replay:
         self._keep(i, key, feature)
         if predicted is None or predicted.shape != feature.shape:
             return feature
-        miss = feature - predicted
-        self._check(i, miss, feature)
-        # What was computed instead of reused left nothing to make up for. The sum may be of a wider dtype.
+        residual = feature - predicted
+        self._check(i, residual, feature)
+        # What was computed instead of reused left no error to correct. The sum may be of a wider dtype.
         correction = self.plan.corrections[i] if self._reused == i - 1 else 0.0
-        return feature + miss * correction if correction else feature
+        return feature + residual * correction if correction else feature
 
     def _keep(self, i: int, key: str, feature: Tensor) -> None:
         past = self._past.setdefault(key, [])
@@ -93,22 +85,20 @@ class Replay:
             past.insert(0, (i, put_aside(feature, oldest) if self._offload else feature))
         self.cache_bytes = max(self.cache_bytes, self._held())
 
-    def _check(self, i: int, miss: Tensor, feature: Tensor) -> None:
-        """Decide by what the skipped interval before told, and have this one's told meanwhile: nothing waits for the
-        device.
-        """
+    def _check(self, i: int, residual: Tensor, feature: Tensor) -> None:
+        """Decide by the residual of the interval before, while this one's is on its way: the device is not waited for."""
         if not self.plan.residual_limits[i] > 0.0:
             return
-        if self._told is not None:
-            at, scalar = self._told
-            self._careful = not scalar.value() <= CARE * self.plan.residual_limits[at]
-        self._told = (i, Scalar(torch.linalg.vector_norm(miss) / torch.linalg.vector_norm(feature)))
+        if self._residual is not None:
+            at, size = self._residual
+            self._careful = not size.value() <= TOLERANCE * self.plan.residual_limits[at]
+        self._residual = (i, Scalar(torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(feature)))
 
     def close(self) -> None:
         self._past.clear()
 
     def _combine(self, i: int, key: str) -> Tensor | None:
-        """The plan's prediction of model call i, or None where the features it needs are not the ones at hand."""
+        """The plan's prediction of model call i, or None where it needs other features than are kept."""
         coefficients = self.plan.coefficients[i]
         past = self._past.get(key, [])[: len(coefficients)]
         if not past or len(past) < len(coefficients):
@@ -127,7 +117,7 @@ class Replay:
 
 
 class Scalar:
-    """A number on its way from the device. ``value`` waits for it, and does not where it has long arrived."""
+    """A number on its way from the device. ``value`` waits until it has arrived."""
 
     def __init__(self, value: Tensor) -> None:
         self._arrived = None

@@ -1,8 +1,8 @@
-"""How a sampler answers to its model's outputs.
+"""The impulse response of a sampler (docs/method.md, Impulse response).
 
 A deterministic sampler computes every latent as a linear function of the first latent and of the derivatives
-``d = (x - denoised) / sigma`` that its model hands it. One run of the sampler on unit impulses therefore tells how
-often it will call the model, at which sigma, and how much each output moves every later latent. No model is needed and
+``d = (x - denoised) / sigma`` that its model returns. One run of the sampler on unit impulses therefore measures how
+often it calls the model, at which sigma, and how much each output moves every later latent. No model is needed, and
 nothing has to be known about a sampler by name.
 """
 
@@ -28,7 +28,7 @@ RunSampler = Callable[[Denoise, Tensor], Tensor]
 
 
 class UnknownResponse(Exception):
-    """The sampler's answer cannot be foreseen; the message says why, for the report."""
+    """The sampler has no impulse response that can be relied on; the message says why, for the report."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ImpulseResponse:
     """What one sampler does with M model outputs.
 
     sigmas: (M,) float64, sigma at each model call in the order of the calls.
-    influence: (M, M + 1) float64; ``[i, e]`` is dx at model call e per unit of output i, the last column that of the
-    final latent. For Euler ``matrix[i, e] = sigma[i + 1] - sigma[i]`` for every e > i.
+    matrix: (M, M + 1) float64; ``[i, e]`` is dx at call e per unit of output i, the last column that of the final
+    latent. For Euler's method ``matrix[i, e] = sigma[i + 1] - sigma[i]`` for every e > i.
     stochastic: the sampler adds fresh noise of its own on the way.
     """
 
@@ -47,21 +47,22 @@ class ImpulseResponse:
 
     @property
     def calls(self) -> int:
+        """M, how often the sampler calls its model."""
         return len(self.sigmas)
 
     @property
     def end(self) -> np.ndarray:
-        """(M,) influence of each output on the final latent."""
+        """(M,) impulse response of each output on the final latent."""
         return self.matrix[:, -1]
 
     def calls_once_per_step(self, schedule: np.ndarray) -> bool:
-        """Whether model call i happens at schedule[i] and nowhere else, so that moving the sigmas moves the steps."""
+        """Whether call i happens at schedule[i] and nowhere else, so that moving the sigmas moves the steps."""
         nominal = np.asarray(schedule, dtype=np.float64)[:-1]
         return len(nominal) == self.calls and bool(np.allclose(nominal, self.sigmas, rtol=1e-5, atol=1e-9))
 
 
 class _Scripted:
-    """A model whose derivative at model call e is row e of a script, whatever x is; it notes what it was asked."""
+    """A model whose derivative at call e is row e of a script, whatever x is; it keeps what it was asked."""
 
     def __init__(self, outputs: Callable[[int, Tensor], Tensor]) -> None:
         self.outputs = outputs
@@ -70,10 +71,10 @@ class _Scripted:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         if len(self.sigmas) >= MAX_CALLS:
-            raise UnknownResponse(f"it evaluates the model more than {MAX_CALLS} times")
+            raise UnknownResponse(f"it calls the model more than {MAX_CALLS} times")
         first = float(sigma.reshape(-1)[0])
         if not first > 0.0:
-            raise UnknownResponse(f"it evaluates the model at sigma {first:g}, where the derivative does not exist")
+            raise UnknownResponse(f"it calls the model at sigma {first:g}, where the derivative does not exist")
         index = len(self.sigmas)
         self.sigmas.append(first)
         # A copy: some samplers step in place.
@@ -90,15 +91,15 @@ def _pattern(index: int) -> float:
 def probe(run: RunSampler, dtype: torch.dtype = torch.float64) -> ImpulseResponse:
     """Measure a sampler's response by two model-free runs on one-element latents.
 
-    The first run counts the calls. The second has M + 1 batch elements: element b gets d = 1 at model call b and 0
+    The first run counts the calls. The second has M + 1 batch elements: element b gets d = 1 at call b and 0
     elsewhere, the last one gets twice the outputs of the first run. Raises UnknownResponse where the number of calls
-    or their sigmas depend on the outputs, where superposition fails, or where nothing is evaluated.
+    or their sigmas depend on the outputs, where superposition fails, or where the model is never called.
     """
     counting = _Scripted(lambda e, x: torch.full((x.shape[0],), _pattern(e)))
     run(counting, torch.zeros(1, 1, 1, 1, 1, dtype=dtype))
     count = len(counting.sigmas)
     if count == 0:
-        raise UnknownResponse("it never evaluates the model")
+        raise UnknownResponse("it never calls the model")
 
     def impulses(e: int, x: Tensor) -> Tensor:
         d = torch.zeros(x.shape[0], dtype=torch.float64)
@@ -110,7 +111,7 @@ def probe(run: RunSampler, dtype: torch.dtype = torch.float64) -> ImpulseRespons
     scripted = _Scripted(impulses)
     last = run(scripted, torch.zeros(count + 1, 1, 1, 1, 1, dtype=dtype))
     if scripted.sigmas != counting.sigmas:
-        raise UnknownResponse("how often or where it evaluates the model depends on what the model answers")
+        raise UnknownResponse("how often or where it calls the model depends on the model's outputs")
     columns = [*scripted.positions, last.detach().reshape(count + 1).to(torch.float64)]
     moved = torch.stack(columns, dim=1).numpy()
     _check_superposition(moved)
@@ -123,7 +124,7 @@ def _check_superposition(moved: np.ndarray) -> None:
     expected = outputs @ matrix
     scale = np.abs(outputs) @ np.abs(matrix) + 1e-6 * np.abs(matrix).max()
     if not np.isfinite(moved).all():
-        raise UnknownResponse("its answer to a unit impulse is not finite")
+        raise UnknownResponse("its response to a unit impulse is not finite")
     if np.any(np.abs(combined - expected) > PRECISION * scale + 1e-30):
         raise UnknownResponse("its result is not a linear function of the model's outputs")
     if not np.abs(matrix[:, -1]).max() > 0.0:

@@ -1,4 +1,4 @@
-"""Which model calls to compute: ``tuple[bool, ...]``, True = computed. Every schedule computes model call 0.
+"""Which model calls to compute: ``tuple[bool, ...]``, True = computed. Every schedule computes call 0.
 
 All functions are deterministic; ties go to the earlier step.
 """
@@ -16,6 +16,11 @@ Schedule = tuple[bool, ...]
 
 IntervalCosts = Mapping[tuple[History, int], float]
 """(history, t) -> cost of reusing everything between history[0] and t, for each of ``possible_intervals``."""
+
+
+def as_text(compute: Schedule) -> str:
+    """One letter per model call: "1" computed, "0" reused."""
+    return "".join("01"[computed] for computed in compute)
 
 
 def even(count: int, computed: int, required: Collection[int] = ()) -> Schedule:
@@ -64,25 +69,21 @@ def greedy_for_budget(relative: np.ndarray, computed: int, required: Collection[
 
 
 def longest_interval(count: int, computed: int) -> int:
-    """Default limit on t - s: twice the mean spacing. Longer skipped intervals win in the median and lose the worst
-    case.
-    """
+    """Default limit on t - s: twice the mean spacing. Longer intervals win in the median and lose the worst case."""
     return max(2, 2 * count // max(computed, 1))
 
 
 def possible_intervals(
-    count: int, longest_gap: int, required: Collection[int] = (), resets: Collection[int] = ()
+    count: int, longest: int, required: Collection[int] = (), resets: Collection[int] = ()
 ) -> list[tuple[History, int]]:
-    """(history, t) of every skipped interval that a schedule of ``budget`` may have: the two newest computed model
-    calls, and t.
-    """
+    """(history, t) of every interval that a schedule of ``budget`` may have: the two newest computed calls, and t."""
     fixed = sorted({0, *required, *resets})
     found: list[tuple[History, int]] = []
     for s in range(count):
         earliest = max((f for f in fixed if f < s), default=0)
-        latest = min([s + longest_gap, count, *(f for f in fixed if f > s)])
+        latest = min([s + longest, count, *(f for f in fixed if f > s)])
         fresh = s == 0 or s in resets
-        past = [(s,)] if fresh else [(s, before) for before in range(s - 1, max(s - longest_gap, earliest) - 1, -1)]
+        past = [(s,)] if fresh else [(s, before) for before in range(s - 1, max(s - longest, earliest) - 1, -1)]
         found += [(history, t) for history in past for t in range(s + 2, latest + 1)]
     return found
 
@@ -91,18 +92,17 @@ def budget(
     count: int,
     computed: int,
     costs: IntervalCosts,
-    longest_gap: int,
+    longest: int,
     required: Collection[int] = (),
     resets: Collection[int] = (),
 ) -> Schedule:
-    """The schedule with exactly ``computed`` model calls and the least sum of skipped interval costs, by dynamic
-    programming.
+    """The schedule that computes exactly ``computed`` calls at the least sum of interval costs, by dynamic programming.
 
-    Exact for costs that depend on the last two computed model calls, as those of a two-term predictor do. A skipped
-    interval ends at t <= count; t = count is the end of the run. ``required`` model calls are computed, and at
+    Exact for costs that depend on the last two computed calls, as those of a two-term predictor do. An interval ends at
+    t <= count; t = count is the end of the run. longest: limit on t - s. ``required`` calls are computed, and at
     ``resets`` (always required, 0 among them) the history begins anew. Raises ValueError where no such schedule exists.
     """
-    width = min(longest_gap, count)
+    width = min(longest, count)
     fresh = np.zeros(count + 1, dtype=bool)
     fresh[[0, *resets]] = True
     table = _cost_table(count, width, costs, required, resets)
@@ -126,8 +126,8 @@ def budget(
         best[1:, fresh] = math.inf
     if not np.isfinite(best[:, count]).any():
         raise ValueError(
-            f"no schedule computes exactly {computed} of {count} model calls with skipped intervals of at most {longest_gap} and "
-            f"model calls {sorted({0, *required, *resets})} computed; allow a longer skipped interval or another speed"
+            f"no schedule computes exactly {computed} of {count} model calls with intervals of at most {longest} and "
+            f"calls {sorted({0, *required, *resets})} computed; allow longer intervals or another speed"
         )
     places, t, length = set(), count, int(best[:, count].argmin())
     for source, shortest in reversed(came_from):
@@ -140,7 +140,7 @@ def budget(
 def _cost_table(
     count: int, width: int, costs: IntervalCosts, required: Collection[int], resets: Collection[int]
 ) -> np.ndarray:
-    """(d, length, s) costs of the skipped interval from s to s + length after one of d; infinite where none is allowed."""
+    """(d, length, s) cost of the interval from s to s + length after one of d; infinite where none is allowed."""
     table = np.full((width + 1, width + 1, count + 1), math.inf)
     table[:, 1, :count] = 0.0
     for history, t in possible_intervals(count, width, required, resets):
@@ -150,7 +150,7 @@ def _cost_table(
 
 
 def histories(compute: Schedule, resets: Collection[int] = ()) -> list[History]:
-    """For each model call the computed ones before it, newest first, none from before the last restart."""
+    """For each call the computed ones before it, newest first, none from before the last history reset."""
     found: list[History] = []
     history: History = ()
     for i, computed in enumerate(compute):

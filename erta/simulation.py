@@ -1,17 +1,18 @@
-"""The closed loop: what a cached run will do to itself, followed in the space of weights over recorded features.
+"""A cached run, simulated in the space of weights over recorded features (docs/method.md, Simulation).
 
-A cached run evaluates its model at latents that are off, so what it computes is off as well, and what it predicts and
-corrects from that too. With delta the position error at a computed model call t, taken in units of recorded features,
+A cached run calls its model at latents that are off, so what it computes is off as well, and so is what it predicts and
+corrects from that. With delta the position error at a computed call t, in units of recorded features,
 
     F~_t = F_t + gain_t * delta + rho_t
 
-where the answer along the error is a number, and the rest, rho_t, a direction of its own with the mean square
-``spread_t^2 |delta|^2``. Errors that are alike are answered alike while sigma has not changed much: the inner product
-of two of these directions is ``spread_t spread_s likeness_ts <delta_t, delta_s>``, so that errors of one sign add up.
-Everything else about a sampler and a plan is linear, so a whole run is some matrix arithmetic on vectors of weights,
-lengths are taken in the profile's Gram matrices, and the best slope and correction of each skipped interval are least
-squares in what the run will really have at hand. Measured against runs of a small trained video model (make studies,
-"predicted"): rank correlation above 0.9 over schedules, speeds, predictors and samplers.
+where rho_t is a direction of its own with the mean square ``deviation_t^2 |delta|^2``. The inner product of two of
+these directions is ``deviation_t deviation_s correlation_ts <delta_t, delta_s>``, so that errors of one sign add up.
+All else about a sampler and a plan is linear. So a whole run is matrix arithmetic on vectors of weights, lengths are
+taken in the profile's Gram matrices, and the best slope and correction of each interval are least squares in what the
+run will really have at hand.
+
+Measured against runs of a small trained video model (make studies, "predicted"): rank correlation above 0.9 over
+schedules, speeds, predictors and samplers.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .predictors import History, Prediction, Predictor, line
+from .predictors import HELD, History, Prediction, Predictor, line
 from .response import ImpulseResponse
 from .schedules import Schedule
 
-# A correction beyond this many times the skipped interval's length is drawn from an output that hardly moves the
-# latent.
+# A correction beyond this many times the interval's length comes from an output that hardly moves the latent.
 MAX_CORRECTION = 4.0
 
-# A slope above the line's own is taken from noise.
+# A slope above the line's own is fitted to noise.
 MAX_SLOPE = 1.5
 
-# Errors that grow beyond all measure are followed up to here (weights, and mean squares), where squares stay finite.
+# Errors that grow without bound are followed up to here (weights, and mean squares), where squares stay finite.
 MAX_WEIGHT, MAX_SQUARE = 1e40, 1e100
 
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """How the model answers to a position error, per model call. gain, spread: (M,), in units of 1 / sigma.
+    """How the model's output responds to a position error, per call. gain, deviation: (M,), in units of 1 / sigma.
 
-    correlation: (M, M), positive semidefinite with ones on its diagonal: how alike one error is answered at two
-    model calls. The identity where each answer is taken to be a direction of its own.
+    gain: the change along the error. deviation: the standard deviation of the change across it, per unit of error.
+    correlation: (M, M), positive semidefinite with ones on its diagonal, of the changes that one error causes at two
+    calls; the identity where they are taken to be independent.
     """
 
     gain: np.ndarray
@@ -50,13 +51,14 @@ class ErrorResponse:
 
 @dataclass
 class Fit:
-    """What a schedule becomes. coefficients, offsets, corrections, misses: as in a Plan. squares: (T,) squared relative
-    error of the final latent in each recorded run."""
+    """What a schedule needs and what becomes of it. coefficients, offsets, corrections: as in a Plan. residuals: (M,)
+    largest residual over the recorded runs at each computed call, over the feature's length. squares: (T,) squared
+    relative error of the final latent in each recorded run."""
 
     coefficients: list[tuple[float, ...]]
     offsets: list[float]
     corrections: list[float]
-    residual_limits: list[float]
+    residuals: list[float]
     squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
@@ -64,8 +66,8 @@ class Fit:
 class Simulation:
     """One sampler's run on one profile.
 
-    grams: (T, M + 1, M + 1) extended Gram matrices in units of the final latent's mean square. history resets: model
-    calls at which what the model is asked changes, so that nothing older is used and no skipped interval is corrected.
+    grams: (T, M + 1, M + 1) extended Gram matrices in units of the final latent's mean square. resets: calls at which
+    what the model is asked changes, so that nothing older is used and no interval is corrected.
     """
 
     response: ImpulseResponse
@@ -73,20 +75,18 @@ class Simulation:
     error_response: ErrorResponse
     resets: frozenset[int]
 
-    def shape(self, compute: Schedule, predictor: Predictor | None, corrector: bool) -> Fit:
-        """Follow a schedule and fit what it needs. predictor: None for the line with a slope fitted to each skipped
-        interval.
-        """
-        return _Pass(self, compute, predictor, corrector).shape()
+    def fit(self, compute: Schedule, predictor: Predictor, corrector: bool) -> Fit:
+        """Follow a schedule, and fit the slopes and corrections that leave the least error of the final latent."""
+        return _Pass(self, compute, predictor, corrector).follow()
 
-    def follow(self, compute: Schedule, found: Fit) -> Fit:
-        """What becomes of a schedule with the coefficients and corrections that another loop gave it."""
-        return _Pass(self, compute, None, True, found).shape()
+    def follow(self, compute: Schedule, fit: Fit) -> Fit:
+        """What becomes of a schedule with the coefficients and corrections that another simulation fitted."""
+        return _Pass(self, compute, None, True, fit).follow()
 
 
 class _Pass:
     """One pass through a schedule. Vectors have M + 1 + K entries: recorded features, the constant 1, and rho of each
-    of the K computed model calls, whose inner products are ``across``."""
+    of the K computed calls, whose inner products are ``across``."""
 
     def __init__(
         self,
@@ -94,28 +94,24 @@ class _Pass:
         compute: Schedule,
         predictor: Predictor | None,
         corrector: bool,
-        given: Fit | None = None,
+        decided: Fit | None = None,
     ) -> None:
-        """given: what is already decided, instead of being fitted."""
-        self.simulation, self.compute, self.predictor, self.corrector, self.given = (
-            simulation,
-            compute,
-            predictor,
-            corrector,
-            given,
-        )
+        """decided: coefficients and corrections to use; then nothing is fitted and predictor is None."""
+        self.simulation, self.compute, self.predictor = simulation, compute, predictor
+        self.corrector, self.decided = corrector, decided
+        self.end = simulation.response.end
         self.count = len(compute)
         self.computed = [i for i in range(self.count) if compute[i]]
         self.known = self.count + 1
         self.size = self.known + len(self.computed)
         self.across = np.zeros((len(simulation.grams), len(self.computed), len(self.computed)))
-        self.deltas = np.zeros((len(self.computed), self.size))  # position errors at computed model calls
-        self.used = np.zeros((self.count, self.size))  # used minus true, per model call
-        self.seen: dict[int, np.ndarray] = {}  # what computed model calls will really give
+        self.deltas = np.zeros((len(self.computed), self.size))  # position errors at computed calls
+        self.used = np.zeros((self.count, self.size))  # used minus true, per call
+        self.seen: dict[int, np.ndarray] = {}  # what computed calls will really give
         nothing = [0.0] * self.count
         self.found = Fit([()] * self.count, nothing, list(nothing), list(nothing))
 
-    def shape(self) -> Fit:
+    def follow(self) -> Fit:
         history: History = ()
         slope = 1.0
         for i in range(self.count):
@@ -129,8 +125,8 @@ class _Pass:
                     slope = self._slope(history, i)
                 self.used[i] = self._predict(history, i, slope)
                 self.used[i, i] -= 1.0
-        end = self.simulation.response.end @ self.used
-        self.found.squares = np.maximum(self._inner(end, end), 0.0)
+        error = self.end @ self.used
+        self.found.squares = np.maximum(self._inner(error, error), 0.0)
         return self.found
 
     def _inner(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -142,55 +138,56 @@ class _Pass:
 
     def _compute(self, i: int, history: History, slope: float) -> None:
         delta = np.clip(self.simulation.response.matrix[:i, i] @ self.used[:i], -MAX_WEIGHT, MAX_WEIGHT)
-        given = self.simulation.error_response.gain[i] * delta
+        output = self.simulation.error_response.gain[i] * delta
         if self.simulation.response.stochastic:
-            # Fresh noise takes the latent to where earlier answers are neither repeated nor undone.
-            given[self.known :] = 0.0
-        given[i] += 1.0
-        given[self.known + len(self.seen)] = 1.0
-        self._answer(i, delta)
-        self.seen[i] = given
-        self.used[i] = given
+            # Fresh noise takes the latent to where earlier changes are neither repeated nor undone.
+            output[self.known :] = 0.0
+        output[i] += 1.0
+        output[self.known + len(self.seen)] = 1.0
+        self._add_direction(i, delta)
+        self.seen[i] = output
+        self.used[i] = output
         if history and not self.compute[i - 1]:
-            told = given - self._predict(history, i, slope)
+            residual = output - self._predict(history, i, slope)
             size = np.maximum(self.simulation.grams[:, i, i], 1e-30)
-            self.found.residual_limits[i] = float(np.sqrt(np.max(np.maximum(self._inner(told, told), 0.0) / size)))
-            self.found.corrections[i] = self._correction(i, history, given, told)
-            self.used[i] += self.found.corrections[i] * told
+            square = np.maximum(self._inner(residual, residual), 0.0)
+            self.found.residuals[i] = float(np.sqrt(np.max(square / size)))
+            self.found.corrections[i] = self._correction(i, history, output, residual)
+            self.used[i] += self.found.corrections[i] * residual
         self.used[i, i] -= 1.0
 
-    def _answer(self, i: int, delta: np.ndarray) -> None:
-        """The inner products of the rho of model call i with those before it."""
-        error_response, own = self.simulation.error_response, len(self.seen)
+    def _add_direction(self, i: int, delta: np.ndarray) -> None:
+        """The inner products of the rho of call i with those before it."""
+        response, own = self.simulation.error_response, len(self.seen)
         here = self.computed[: own + 1]
         self.deltas[own] = delta
-        scale = error_response.deviation[i] * error_response.deviation[here] * error_response.correlation[i, here]
+        scale = response.deviation[i] * response.deviation[here] * response.correlation[i, here]
         products = np.clip(scale * self._inner(delta, self.deltas[: own + 1]), -MAX_SQUARE, MAX_SQUARE)
         products[:, own] = np.maximum(products[:, own], 0.0)
         self.across[:, own, : own + 1] = self.across[:, : own + 1, own] = products
 
-    def _correction(self, i: int, history: History, given: np.ndarray, told: np.ndarray) -> float:
-        """How much of what output i told is handed to the sampler on top of it: the least is left of all errors so far.
+    def _correction(self, i: int, history: History, output: np.ndarray, residual: np.ndarray) -> float:
+        """The share of the residual of call i that, handed to the sampler on top of output i, leaves the least error.
 
-        Zero where output i hardly moves the latent any more, so that it cannot mend what the skipped interval did.
+        Zero where output i hardly moves the latent any more, so that it cannot correct what the interval did.
         """
-        if self.given:
-            return self.given.corrections[i]
-        end = self.simulation.response.end
+        if self.decided:
+            return self.decided.corrections[i]
+        end = self.end
         if not self.corrector or abs(end[i]) <= 1e-2 * np.abs(end[history[0] + 1 : i]).max():
             return 0.0
-        left = end[:i] @ self.used[:i] + end[i] * given
+        left = end[:i] @ self.used[:i] + end[i] * output
         left[i] -= end[i]
-        length = self._inner(told, told).sum()
-        factor = -float(self._inner(told, left).sum() / length / end[i]) if length > 0.0 else 0.0
+        length = self._inner(residual, residual).sum()
+        factor = -float(self._inner(residual, left).sum() / length / end[i]) if length > 0.0 else 0.0
         return factor if abs(factor) <= MAX_CORRECTION * (i - history[0] - 1) else 0.0
 
     def _predict(self, history: History, i: int, slope: float) -> np.ndarray:
-        sigmas = self.simulation.response.sigmas
-        if self.given:
-            prediction = Prediction(self.given.coefficients[i], self.given.offsets[i])
-        else:
-            prediction = self.predictor(history, i) if self.predictor else line(sigmas, history, i, slope)
+        prediction = HELD
+        if self.decided:
+            prediction = Prediction(self.decided.coefficients[i], self.decided.offsets[i])
+        elif self.predictor:
+            prediction = self.predictor.predict(history, i, slope)
         self.found.coefficients[i], self.found.offsets[i] = prediction
         predicted = np.zeros(self.size)
         for coefficient, node in zip(prediction.coefficients, history, strict=False):
@@ -199,10 +196,12 @@ class _Pass:
         return predicted
 
     def _slope(self, history: History, first: int) -> float:
-        """The share of the line's slope that leaves the least of the skipped interval that begins at ``first``."""
-        if self.given or self.predictor or len(history) < 2:
+        """The predictor's own share of the line's slope, or the one that leaves the least of the interval at first."""
+        if self.predictor is None or len(history) < 2:
             return 1.0
-        sigmas, end = self.simulation.response.sigmas, self.simulation.response.end
+        if self.predictor.slope is not None:
+            return self.predictor.slope
+        sigmas, end = self.simulation.response.sigmas, self.end
         last = next((i for i in range(first, self.count) if self.compute[i]), self.count)
         newest, before = self.seen[history[0]], self.seen[history[1]]
         missed, moved = np.zeros(self.size), 0.0

@@ -10,7 +10,8 @@ from comfy_api.latest import io
 from ..comfy_erta.levels import has_blocks
 from ..comfy_erta.presets import preset_names, preset_steps
 from ..comfy_erta.tasks import BUILT_IN, RECORD
-from ..erta.plan import MODES, PREDICTORS, Settings
+from ..erta.predictors import PREDICTORS
+from ..erta.settings import MODES, Settings
 
 ProfileType = io.Custom("ERTA_PROFILE")
 

@@ -11,6 +11,7 @@ import nodes as comfy_nodes
 from ..comfy_erta.measuring import measure_profile
 from ..comfy_erta.report import Report
 from ..comfy_erta.store import check_name, default_store
+from ..erta.profile_file import digest
 from .inputs import CATEGORY, ProfileType, advanced, ksampler_inputs
 from .view import profile_ui
 
@@ -107,7 +108,7 @@ class ERTALoadProfile(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> str:
-        return default_store().load(name).digest()
+        return digest(default_store().load(name))
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:

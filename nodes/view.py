@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..comfy_erta.report import Report
-from ..erta.plan import Settings
 from ..erta.planner import Point, distances, error_curve, euler_response
+from ..erta.problem import Problem
 from ..erta.profile import Profile
+from ..erta.profile_file import digest
+from ..erta.settings import Settings
 
 _MAP = 48  # cells to a side: more are not told apart on a node
 
@@ -36,7 +38,7 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
         ),
         *(note for report in reports for note in report.notes),
     ]
-    content = {"name": name, "measured": asdict(measured), "digest": profile.digest(), "curve": curve}
+    content = {"name": name, "measured": asdict(measured), "digest": digest(profile), "curve": curve}
     content |= {"sigmas": [round(float(sigma), 4) for sigma in profile.sigmas], "map": _map(profile)}
     return {"erta": [content], "text": ["\n".join(lines)]}
 
@@ -44,7 +46,7 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
 def _curve(profile: Profile) -> tuple[Point, ...]:
     """Planned as for Euler on the recorded sigmas; a sampler of another kind differs in the details."""
     falling = np.unique(profile.sigmas)[::-1]
-    return error_curve(np.append(falling, 0.0), euler_response, profile, Settings())
+    return error_curve(Problem(np.append(falling, 0.0), euler_response, profile), Settings())
 
 
 def _map(profile: Profile) -> list[list[float]]:

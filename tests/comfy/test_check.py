@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import Settings, plan_from_json, plan_to_json
+from ertacache.erta.plan_file import plan_from_json, plan_to_json
 from ertacache.erta.profile import Profile
+from ertacache.erta.settings import Settings
 
 STEPS, GUIDANCE = 12, 5.0
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import plan_from_json
+from ertacache.erta.plan_file import plan_from_json
 from ertacache.tests.comfy.model_table import MODELS
 from ertacache.tests.comfy.test_models import STEPS, Case, one_thread
 

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import Settings, plan_from_json
+from ertacache.erta.plan_file import plan_from_json
 from ertacache.erta.planner import MIN_CALLS
 from ertacache.erta.profile import Profile
 from ertacache.erta.replay import Replay
+from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.conftest import wan_weights
 from ertacache.tests.comfy.test_samplers import masked
 from ertacache.tests.comfy.test_traps_lifetime import Seen

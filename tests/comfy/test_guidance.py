@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.plan import plan_from_json
+from ertacache.erta.plan_file import plan_from_json
 from ertacache.tests.comfy.traps import LEVELS, STEPS, cached, counted, error, node, phrase, profile, render, smooth
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")

@@ -13,6 +13,7 @@ import tomllib
 import torch
 
 from ertacache.erta.profile import Measured
+from ertacache.erta.profile_file import measured_from_json, measured_to_json
 
 KEY = "diffusion_model.blocks.0.ffn.0.weight"
 SETTINGS = {
@@ -90,7 +91,7 @@ def test_description_of_a_tiny_wan(identity: ModuleType, wan: Any) -> None:
     assert (measured.sampling, measured.shift) == ("ModelSamplingDiscreteFlow+CONST", 8.0)
     assert (measured.steps, measured.latent_shape) == (12, (1, 16, 2, 4, 4))
     assert measured.comfy_version == comfyui_version.__version__
-    assert Measured.from_json(measured.to_json()) == measured
+    assert measured_from_json(measured_to_json(measured)) == measured
 
 
 def test_pack_version_is_the_projects(identity: ModuleType, wan: Any) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import Settings
 from ertacache.erta.profile import Profile
+from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.model_table import MODELS
 from ertacache.tests.comfy.models import Tiny
 from ertacache.tests.comfy.traps import node, with_guider

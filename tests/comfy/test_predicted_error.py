@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.plan import Plan, Settings
-from ertacache.erta.planner import make_plan
-from ertacache.erta.predictors import Affine, Predictor, hold, line, profile_grams
+from ertacache.erta.plan import Plan
+from ertacache.erta.planner import solve
+from ertacache.erta.predictors import Affine, Predictor, hold, line
+from ertacache.erta.problem import Problem, profile_grams
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
 from ertacache.erta.response import ImpulseResponse
+from ertacache.erta.settings import Settings
 from ertacache.erta.simulation import ErrorResponse, Simulation
 
 SAMPLERS = ("euler", "heun", "dpmpp_2m", "uni_pc", "uni_pc_bh2", "res_multistep", "deis", "ipndm", "dpm_2", "ddim")
@@ -132,7 +134,7 @@ def unanswered(plan: Plan, response: ImpulseResponse, profile: Profile) -> tuple
     simulation = Simulation(
         response, grams, ErrorResponse(nothing, nothing, np.eye(response.calls)), frozenset(plan.resets)
     )
-    shape = simulation.shape(plan.compute, known[plan.settings.predictor], plan.settings.corrector)
+    shape = simulation.fit(plan.compute, known[plan.settings.predictor], plan.settings.corrector)
     fitted = {name: tuple(getattr(shape, name)) for name in ("coefficients", "offsets", "corrections")}
     return replace(plan, **fitted), np.sqrt(shape.squares)
 
@@ -149,7 +151,7 @@ def test_predicted_error_is_that_of_the_sampler_itself(
     response = respond(schedule)
     profile = record(response)
     settings = Settings(2.5, predictor=predictor, corrector=corrector)
-    plan = make_plan(schedule, respond, profile, settings, edges=(0.93,))
+    plan = solve(Problem(schedule, respond, profile, edges=(0.93,)), settings)
     plan, predicted = unanswered(plan, response, profile)
     assert plan.computed < plan.calls
     assert any(plan.corrections) == corrector
@@ -169,12 +171,12 @@ def test_corrector_lowers_the_real_error_of_the_built_in_plan(
     features = torch.from_numpy(a + b * sigmas + c * np.exp(-3 * sigmas))
     left = {}
     for corrector in (False, True):
-        plan = make_plan(schedule, respond, None, Settings(2.0, corrector=corrector))
+        plan = solve(Problem(schedule, respond, None), Settings(2.0, corrector=corrector))
         left[corrector] = np.linalg.norm(missed(wan, name, schedule, plan, features))
     assert left[True] < 0.5 * left[False]
 
 
 def test_plan_that_computes_all_misses_nothing(wan: Any, respond_with: Known, schedule: np.ndarray) -> None:
     respond = respond_with("dpmpp_2m")
-    plan = make_plan(schedule, respond, None, Settings(1.0))
+    plan = solve(Problem(schedule, respond, None), Settings(1.0))
     assert not missed(wan, "dpmpp_2m", schedule, plan, features_at(respond(schedule).sigmas)).any()

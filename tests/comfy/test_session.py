@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ertacache.erta.plan import Settings, plan_from_json
+from ertacache.erta.plan_file import plan_from_json
 from ertacache.erta.profile import Profile
+from ertacache.erta.settings import Settings
 
 STEPS = 12
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.plan import plan_from_json
+from ertacache.erta.plan_file import plan_from_json
 from ertacache.tests.comfy.traps import (
     LEVELS,
     STEPS,

@@ -92,7 +92,7 @@ def teacache_like(model: Any) -> Any:
 def assert_the_other_cache_is_left_alone(level: str, other: Callable[[Any], Any], ours_first: bool, store: Any) -> None:
     from ertacache.comfy_erta.session import attach
     from ertacache.comfy_erta.tasks import Caching
-    from ertacache.erta.plan import Settings
+    from ertacache.erta.settings import Settings
 
     model = trained(torch.bfloat16)  # in float32 EasyCache spoils a flow model by itself: T1
     reports: list[Any] = []

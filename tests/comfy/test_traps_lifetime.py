@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from ertacache.erta.plan import Settings
 from ertacache.erta.replay import Replay
+from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.traps import (
     LEVELS,
     STEPS,

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.plan import Plan, Settings, plan_from_json
+from ertacache.erta.plan import Plan
+from ertacache.erta.plan_file import plan_from_json
 from ertacache.erta.replay import Replay
+from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.traps import (
     LEVELS,
     STEPS,

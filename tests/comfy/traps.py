@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from ertacache.erta.plan import Plan, Settings
+from ertacache.erta.plan import Plan
 from ertacache.erta.profile import Profile
 from ertacache.erta.replay import Replay
+from ertacache.erta.settings import Settings
 
 STEPS, GUIDANCE = 12, 5.0
 

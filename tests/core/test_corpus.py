@@ -22,10 +22,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ertacache.erta.plan import Plan, Settings
-from ertacache.erta.planner import error_curve, euler_response, make_plan
+from ertacache.erta.plan import Plan
+from ertacache.erta.planner import error_curve, euler_response, solve
+from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Profile
+from ertacache.erta.profile_file import from_bytes
 from ertacache.erta.response import ImpulseResponse
+from ertacache.erta.settings import Settings
 
 FOLDER = Path(__file__).parent / "corpus"
 RESULTS = FOLDER / "plans.json"
@@ -62,7 +65,7 @@ def profile_named(name: str) -> Profile | None:
     """ "four runs", "one run", "one run, no error response", "blocks"."""
     if not name:
         return None
-    profile = Profile.from_bytes((FOLDER / f"{'blocks' if name == 'blocks' else 'output'}.safetensors").read_bytes())
+    profile = from_bytes((FOLDER / f"{'blocks' if name == 'blocks' else 'output'}.safetensors").read_bytes())
     if not name.startswith("one run"):
         return profile
     table = profile.tables[0]
@@ -139,10 +142,10 @@ def found(case: Case) -> dict[str, Any]:
     """The plan's numbers under names of the corpus's own, and the curve's points."""
     schedule, respond = run_named(case.run)
     profile, settings = profile_named(case.profile), Settings(**case.settings)
-    plan = make_plan(schedule, respond, profile, settings, case.edges)
+    plan = solve(Problem(schedule, respond, profile, case.edges), settings)
     result = numbers(plan)
     if case.curve and profile is not None:
-        points = error_curve(schedule, respond, profile, settings, case.edges)
+        points = error_curve(Problem(schedule, respond, profile, case.edges), settings)
         result["curve"] = [[p.speed, p.computed, p.of, p.median, p.worst, p.compute] for p in points]
     return result
 

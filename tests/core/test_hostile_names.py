@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ertacache.comfy_erta.store import MAX_NAME, SUFFIX, Store, StoreError, check_name
 from ertacache.erta.profile import ProfileError
+from ertacache.erta.profile_file import to_bytes
 from ertacache.tests.core.test_store import profile
 
 NAMES, PARTS = 10_000, 5
@@ -93,7 +94,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
     for folder in (root, root / "user", root / "shipped" / "below", store.user_dir / "below"):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("secret", "outside"):
-            (folder / f"{name}{SUFFIX}").write_bytes(profile(9).to_bytes())
+            (folder / f"{name}{SUFFIX}").write_bytes(to_bytes(profile(9)))
     (store.user_dir / f"linked{SUFFIX}").symlink_to(root / f"secret{SUFFIX}")
     (store.user_dir / f"dangling{SUFFIX}").symlink_to(root / "nowhere")
     (store.user_dir / f"simulation{SUFFIX}").symlink_to(store.user_dir / f"simulation{SUFFIX}")

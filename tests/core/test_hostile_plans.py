@@ -19,11 +19,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ertacache.erta.plan import MAX_CHARACTERS, Plan, PlanError, Settings, plan_from_json, plan_to_json
-from ertacache.erta.planner import euler_response, make_plan
+from ertacache.erta.plan import Plan
+from ertacache.erta.plan_file import MAX_CHARACTERS, PlanError, plan_from_json, plan_to_json
+from ertacache.erta.planner import euler_response, solve
+from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
+from ertacache.erta.settings import Settings
 
 MUTATED, PARTS = 10_000, 5
 LIMIT = 64 * 2**20
@@ -52,7 +55,7 @@ WISHES = (
     Settings(1.0, preset=(0, 3, 7), preset_steps=8),
 )
 PLANS = [
-    replace(make_plan(SCHEDULE, euler_response, profile, settings, edges), model="ab" * 32)
+    replace(solve(Problem(SCHEDULE, euler_response, profile, edges), settings), model="ab" * 32)
     for settings in WISHES
     for profile, edges in ((recorded(), (0.83,)), (None, ()))
 ]

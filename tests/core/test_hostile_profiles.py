@@ -24,11 +24,15 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ertacache.erta import planner, profile
-from ertacache.erta.plan import Plan, Settings, plan_from_json, plan_to_json
-from ertacache.erta.planner import error_curve, euler_response, make_plan
-from ertacache.erta.profile import MAX_ERROR_RESPONSE, MAX_FEATURE, Measured, Profile, ProfileError, Table, read_header
+from ertacache.erta.plan import Plan
+from ertacache.erta.plan_file import plan_from_json, plan_to_json
+from ertacache.erta.planner import error_curve, euler_response, solve
+from ertacache.erta.problem import Problem
+from ertacache.erta.profile import Measured, Profile, ProfileError, Table
+from ertacache.erta.profile_file import MAX_ERROR_RESPONSE, MAX_FEATURE, digest, from_bytes, read_header, to_bytes
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
+from ertacache.erta.settings import Settings
 
 MUTATED, PARTS = 10_000, 10
 LIMIT = 64 * 2**20
@@ -68,7 +72,7 @@ def recorded() -> Profile:
     return Profile(MEASURED, tuple(tables))
 
 
-GOOD = recorded().to_bytes()
+GOOD = to_bytes(recorded())
 
 
 # Mutations. Each takes the good file and a source of chance.
@@ -254,25 +258,25 @@ def check_plan(plan: Plan) -> None:
 
 def use(found: Profile, chance: random.Random) -> None:
     settings = chance.choice(WISHES)
-    check_plan(make_plan(chance.choice(SCHEDULES), euler_response, found, settings))
+    check_plan(solve(Problem(chance.choice(SCHEDULES), euler_response, found), settings))
     if chance.random() < 0.05:
         # As the nodes show it: on its own sigmas.
         own = np.append(np.unique(found.sigmas)[::-1], 0.0)
-        for point in error_curve(own, euler_response, found, settings):
+        for point in error_curve(Problem(own, euler_response, found), settings):
             assert 0.0 <= point.median <= point.worst <= planner.MAX_ERROR
 
 
 def outcome(data: bytes, chance: random.Random) -> str:
     """What is made of a file: the field that it is refused for, or "used"."""
     try:
-        found = Profile.from_bytes(data)
+        found = from_bytes(data)
     except ProfileError as error:
         named = re.match(r"profile field '([\w. ]+|[^']{,80})' is .{1,80}, but must be .+: .+", str(error))
         assert named, error
         return named[1]
     if chance.random() < 0.2:
         assert read_header(data) == found.measured
-        assert Profile.from_bytes(found.to_bytes()).digest() == found.digest()
+        assert digest(from_bytes(to_bytes(found))) == digest(found)
     use(found, chance)
     return "used"
 
@@ -299,7 +303,7 @@ def test_a_profile_that_breaks_planning_is_seen(monkeypatch: pytest.MonkeyPatch)
     tensors = {name: array.copy() for name, array in load_tensors(GOOD).items()}
     tensors["gain"][:] = 1e36
     with pytest.raises((ProfileError, FloatingPointError)), strictly():
-        make_plan(flow(20), euler_response, Profile.from_bytes(save(tensors)), Settings(2.0))
+        solve(Problem(flow(20), euler_response, from_bytes(save(tensors))), Settings(2.0))
 
 
 # Properties
@@ -332,7 +336,7 @@ def test_whatever_real_features_give_can_be_planned_with(
         deviation=np.abs(answers[1]) / sigmas * (1 - 1e-9),
     )
     with strictly():
-        use(Profile.from_bytes(Profile(MEASURED, (table,)).to_bytes()), random.Random(seed))
+        use(from_bytes(to_bytes(Profile(MEASURED, (table,)))), random.Random(seed))
 
 
 @settings(max_examples=60, deadline=None)
@@ -412,13 +416,13 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("data", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_planned_with_is_refused_when_it_is_read(data: bytes, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        Profile.from_bytes(data)
+        from_bytes(data)
 
 
 def test_what_cannot_be_read_is_not_written() -> None:
     table = recorded().tables[0]
     with pytest.raises(ProfileError, match=r"'gain'.*over sigma"):
-        Profile(MEASURED, (replace(table, gain=np.full(12, 1e9)),)).to_bytes()
+        to_bytes(Profile(MEASURED, (replace(table, gain=np.full(12, 1e9)),)))
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES[1:], flow(70)], ids=["own", "20 steps", "9 steps", "no flow", "long"])
@@ -432,7 +436,7 @@ def test_answers_at_their_limit_are_planned_with(schedule: np.ndarray, settings:
         for t in recorded().tables
     )
     with strictly():
-        plan = make_plan(schedule, euler_response, Profile(MEASURED, tables), settings)
+        plan = solve(Problem(schedule, euler_response, Profile(MEASURED, tables)), settings)
         check_plan(plan)
     assert plan.predicted_error[1] > 1.0
 
@@ -445,9 +449,9 @@ def test_a_gram_matrix_at_the_edge_of_being_one_is_resampled() -> None:
     nothing = np.zeros(8)
     table = Table(0, 0, 8, 1.0, flow(8)[:-1], gram, np.zeros((8, 8)), nothing, nothing)
     with strictly():
-        found = Profile.from_bytes(Profile(MEASURED, (table,)).to_bytes())
+        found = from_bytes(to_bytes(Profile(MEASURED, (table,))))
         assert np.linalg.eigvalsh(found.tables[0].gram).min() < 0.0
-        check_plan(make_plan(flow(16)[8:], euler_response, found, Settings(2.0)))
+        check_plan(solve(Problem(flow(16)[8:], euler_response, found), Settings(2.0)))
 
 
 # Time and memory
@@ -458,7 +462,7 @@ def long_profile(calls: int, runs: int) -> bytes:
     nothing, apart = np.zeros(calls), np.zeros((calls,) * 2)
     sigmas = flow(calls)[:-1]
     tables = (Table(run, 0, 64, 1.0, sigmas, np.eye(calls), apart, nothing, nothing) for run in range(runs))
-    return Profile(MEASURED, tuple(tables)).to_bytes()
+    return to_bytes(Profile(MEASURED, tuple(tables)))
 
 
 def peak_of(action: Callable[[], object]) -> int:
@@ -475,32 +479,32 @@ def peak_of(action: Callable[[], object]) -> int:
 @pytest.mark.parametrize(("calls", "runs", "steps"), [(1000, 1, 40), (50, 400, 50), (2, 512, 50), (2, 512, 100)])
 def test_the_largest_files_take_little(calls: int, runs: int, steps: int) -> None:
     data = long_profile(calls, runs)
-    assert peak_of(lambda: Profile.from_bytes(data)) < LIMIT
-    found = Profile.from_bytes(data)
-    assert peak_of(lambda: make_plan(flow(steps), euler_response, found, Settings(2.0))) < LIMIT
+    assert peak_of(lambda: from_bytes(data)) < LIMIT
+    found = from_bytes(data)
+    assert peak_of(lambda: solve(Problem(flow(steps), euler_response, found), Settings(2.0))) < LIMIT
 
 
 @pytest.mark.timeout(60)
 def test_of_too_long_a_run_no_curve_is_told() -> None:
     """Seven plans of a thousand model calls would take a minute when such a file is loaded."""
-    found = Profile.from_bytes(long_profile(1000, 1))
-    assert error_curve(np.append(found.sigmas, 0.0), euler_response, found, Settings()) == ()
-    assert error_curve(flow(20), euler_response, found, Settings()) != ()
+    found = from_bytes(long_profile(1000, 1))
+    assert error_curve(Problem(np.append(found.sigmas, 0.0), euler_response, found), Settings()) == ()
+    assert error_curve(Problem(flow(20), euler_response, found), Settings()) != ()
 
 
 @pytest.mark.parametrize("claimed", [2**16 + 1, 2**31, 2**40, 2**63, 2**64 - 1])
 def test_a_header_that_claims_terabytes_is_not_believed(claimed: int) -> None:
     def read() -> None:
         with pytest.raises(ProfileError, match="'header'"):
-            Profile.from_bytes(with_header(b"{}", claimed))
+            from_bytes(with_header(b"{}", claimed))
 
     assert peak_of(read) < 2**20
 
 
 def test_of_many_recorded_runs_the_first_are_planned_by() -> None:
-    found = Profile.from_bytes(long_profile(50, 200))
-    plan = make_plan(flow(50), euler_response, found, Settings(2.0))
-    assert plan.profile == found.digest(), "a carried plan still belongs to the whole profile"
+    found = from_bytes(long_profile(50, 200))
+    plan = solve(Problem(flow(50), euler_response, found), Settings(2.0))
+    assert plan.profile == digest(found), "a carried plan still belongs to the whole profile"
     assert any("of the profile's 200 recorded tables 120 are planned by" in note for note in plan.notes)
     fewer = Profile(MEASURED, found.tables[:120])
-    assert replace(make_plan(flow(50), euler_response, fewer, Settings(2.0)), profile=plan.profile) == plan
+    assert replace(solve(Problem(flow(50), euler_response, fewer), Settings(2.0)), profile=plan.profile) == plan

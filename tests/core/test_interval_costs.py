@@ -212,7 +212,7 @@ def test_cost_of_the_only_gap_is_the_square_that_the_loop_finds(key: Key, slope:
         loop_of(recorded()[:1]), error_response=ErrorResponse(np.zeros(COUNT), np.zeros(COUNT), np.eye(COUNT))
     )
     compute = tuple(not key[0][0] < i < key[1] for i in range(COUNT))
-    (square,) = simulation.shape(compute, known[slope], corrector).squares
+    (square,) = simulation.fit(compute, known[slope], corrector).squares
     assert interval_costs(simulation, [key], slope, corrector)[key] == pytest.approx(square, rel=1e-8)
 
 

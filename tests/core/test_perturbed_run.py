@@ -11,16 +11,18 @@ import torch
 
 from ertacache.erta import recorder as recorder_module
 from ertacache.erta.perturbed_run import PerturbedRun
-from ertacache.erta.plan import Plan, Settings
-from ertacache.erta.planner import euler_response, make_plan
+from ertacache.erta.plan import Plan
+from ertacache.erta.planner import euler_response, solve
+from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Table
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.response import ImpulseResponse, probe
+from ertacache.erta.settings import Settings
 
 COUNT, SIZE = 12, 4000
 SCHEDULE = 8.0 * np.linspace(1.0, 0.0, COUNT + 1) / (1.0 + 7.0 * np.linspace(1.0, 0.0, COUNT + 1))
 RESPONSE = euler_response(SCHEDULE)
-PLAN = make_plan(SCHEDULE, euler_response, None, Settings(2.0, mode="paper", predictor="hold"))
+PLAN = solve(Problem(SCHEDULE, euler_response, None), Settings(2.0, mode="paper", predictor="hold"))
 
 
 def features() -> torch.Tensor:
@@ -82,7 +84,7 @@ def test_spread_across_the_error_is_found() -> None:
 def test_a_model_that_does_not_answer_is_told_apart_from_one_that_was_not_asked() -> None:
     """Rounding always leaves a spread next to nothing; where nothing was off, the table is left as it was."""
     assert np.abs(rehearsed(0.0, 0.0).gain).max() < 1e-4
-    everything = make_plan(SCHEDULE, euler_response, None, Settings(1.0))
+    everything = solve(Problem(SCHEDULE, euler_response, None), Settings(1.0))
     table = rehearsed(0.4, 1.5, everything)
     assert not table.measured
     assert not table.gain.any()
@@ -234,7 +236,9 @@ class Answering:
 
     def plan(self) -> Plan:
         # As comfy_erta.measuring makes it.
-        return make_plan(SCHEDULE, lambda schedule: self.response, None, Settings(2.0, mode="paper", predictor="hold"))
+        return solve(
+            Problem(SCHEDULE, lambda schedule: self.response, None), Settings(2.0, mode="paper", predictor="hold")
+        )
 
     def rehearse(self, plan: Plan) -> tuple[Table, ...]:
         tables = self.recorder.tables(0, 1.0)

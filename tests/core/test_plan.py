@@ -14,20 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.plan import (
-    MAX_CHARACTERS,
-    Plan,
-    PlanError,
-    Settings,
-    full_plan,
-    plan_from_json,
-    plan_to_json,
-    rounded,
-)
-from ertacache.erta.planner import euler_response, make_plan
+from ertacache.erta.plan import Plan, full_plan, rounded
+from ertacache.erta.plan_file import MAX_CHARACTERS, PlanError, plan_from_json, plan_to_json
+from ertacache.erta.planner import euler_response, solve
+from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
+from ertacache.erta.settings import Settings
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
 
@@ -56,7 +50,7 @@ PROFILE = small_profile()
 
 
 def plan_for(settings: Settings, edges: tuple[float, ...] = (), profile: Profile | None = PROFILE) -> Plan:
-    return make_plan(SCHEDULE, euler_response, profile, settings, edges)
+    return solve(Problem(SCHEDULE, euler_response, profile, edges), settings)
 
 
 # Equivalences
@@ -92,13 +86,13 @@ def test_json_keeps_every_wish(settings: Settings) -> None:
 
 
 def test_json_of_50_evaluations_is_compact() -> None:
-    plan = make_plan(flow(50), euler_response, None, Settings(2.0))
+    plan = solve(Problem(flow(50), euler_response, None), Settings(2.0))
     assert len(plan_to_json(plan)) < 4096
 
 
 def test_plan_of_the_most_evaluations_fits_into_the_limit() -> None:
     sigmas = np.linspace(1, 0.001, 1000)
-    plan = make_plan(np.append(sigmas, 0.0), euler_response, None, Settings(2.0))
+    plan = solve(Problem(np.append(sigmas, 0.0), euler_response, None), Settings(2.0))
     text = plan_to_json(plan)
     assert len(text) < MAX_CHARACTERS
     assert plan_from_json(text) == plan

@@ -11,26 +11,29 @@ import pytest
 import torch
 
 from ertacache.erta.interval_costs import interval_costs
-from ertacache.erta.plan import Plan, Settings, plan_from_json, plan_to_json
+from ertacache.erta.plan import Plan
+from ertacache.erta.plan_file import plan_from_json, plan_to_json
 from ertacache.erta.planner import (
     CURVE,
     MAX_ERROR,
     MAX_INTERVALS,
     MIN_CALLS,
-    Run,
     adjusted_schedule,
     error_curve,
     euler_response,
-    make_plan,
-    resets_at,
+    solve,
 )
-from ertacache.erta.predictors import Affine, Predictor, hold, line, profile_grams
+from ertacache.erta.predictors import Affine, Predictor, hold, line
 from ertacache.erta.prior import conservative_error_response
+from ertacache.erta.problem import Problem, profile_grams, resets_at
 from ertacache.erta.profile import Measured, Profile
+from ertacache.erta.profile_file import from_bytes, to_bytes
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
+from ertacache.erta.resampling import resampled
 from ertacache.erta.response import ImpulseResponse, UnknownResponse, probe
 from ertacache.erta.schedules import Schedule, even, histories, longest_interval, possible_intervals
+from ertacache.erta.settings import Settings
 from ertacache.erta.simulation import ErrorResponse, Simulation
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
@@ -75,7 +78,7 @@ PROFILE = with_answers(UNANSWERED, np.zeros(24), 1e-9)
 
 
 def plan_for(settings: Settings, profile: Profile | None = PROFILE, schedule: np.ndarray = SCHEDULE, edges=()) -> Plan:
-    return make_plan(schedule, euler_response, profile, settings, edges)
+    return solve(Problem(schedule, euler_response, profile, edges), settings)
 
 
 def computed_at(plan: Plan) -> list[int]:
@@ -165,7 +168,7 @@ def test_unknown_response_passes_through() -> None:
         raise UnknownResponse("reason")
 
     with pytest.raises(UnknownResponse, match="reason"):
-        make_plan(SCHEDULE, respond, PROFILE, Settings())
+        solve(Problem(SCHEDULE, respond, PROFILE), Settings())
 
 
 # Which are computed
@@ -228,7 +231,7 @@ def test_fitted_slope_is_the_line_on_smooth_features_and_holds_on_noise() -> Non
 
     def errors(profile: Profile) -> list[float]:
         wishes = [Settings(2.0, corrector=False, predictor=name) for name in ("auto", "linear", "hold")]
-        return [make_plan(SCHEDULE, stochastic_euler, profile, settings).predicted_error[0] for settings in wishes]
+        return [solve(Problem(SCHEDULE, stochastic_euler, profile), settings).predicted_error[0] for settings in wishes]
 
     fitted, drawn, held = errors(PROFILE)
     assert fitted < 1.1 * drawn < 0.5 * held
@@ -244,7 +247,7 @@ def test_without_a_profile_a_stochastic_sampler_is_held_and_any_other_gets_the_l
         (stochastic_euler, {1}),
         (euler_response, {1, 2}),
     ]:  # the first skipped interval has one node only
-        assert terms(make_plan(SCHEDULE, respond, None, Settings(2.0))) == expected
+        assert terms(solve(Problem(SCHEDULE, respond, None), Settings(2.0))) == expected
 
 
 def karras(steps: int) -> np.ndarray:
@@ -428,7 +431,7 @@ def test_what_adjusted_timesteps_do_by_themselves_is_said_to_be_left_out() -> No
 
 def test_timesteps_that_cannot_be_known_stay_nominal_with_a_note() -> None:
     settings = Settings(2.0, timesteps=True)
-    heun = make_plan(SCHEDULE, twice_per_step, profile_at(twice_per_step(SCHEDULE).sigmas), settings)
+    heun = solve(Problem(SCHEDULE, twice_per_step, profile_at(twice_per_step(SCHEDULE).sigmas)), settings)
     assert heun.schedule == ()
     assert any("once per step" in note for note in heun.notes)
     unmeasured = plan_for(settings, None)
@@ -449,12 +452,12 @@ def test_a_profile_that_cannot_tell_two_evaluations_at_one_sigma_apart_promises_
     """Resampled, both are the same: a plan would reuse every other one and expect no error at all."""
     own = profile_at(twice_per_step(SCHEDULE).sigmas)
     for profile, schedule in ((PROFILE, SCHEDULE), (own, flow(20))):
-        plan = make_plan(schedule, twice_per_step, profile, Settings(2.0))
+        plan = solve(Problem(schedule, twice_per_step, profile), Settings(2.0))
         assert plan.predicted_error == () and not any(plan.residual_limits)
         assert ["evaluates twice at one sigma" in note for note in plan.notes] == [True]
-        without = make_plan(schedule, twice_per_step, None, Settings(2.0))
+        without = solve(Problem(schedule, twice_per_step, None), Settings(2.0))
         assert (plan.compute, plan.corrections) == (without.compute, without.corrections)
-    assert make_plan(SCHEDULE, twice_per_step, own, Settings(2.0)).predicted_error
+    assert solve(Problem(SCHEDULE, twice_per_step, own), Settings(2.0)).predicted_error
 
 
 def test_timesteps_never_move_another_evaluation_behind_an_edge() -> None:
@@ -472,7 +475,7 @@ def test_timesteps_never_move_another_evaluation_behind_an_edge() -> None:
 
 
 def test_profile_at_its_own_steps_is_taken_as_it_is() -> None:
-    assert PROFILE.resampled(SCHEDULE[:-1]) is PROFILE
+    assert resampled(PROFILE, SCHEDULE[:-1]) is PROFILE
 
 
 @pytest.mark.parametrize("steps", [10, 15, 20, 30, 40, 60, 80])
@@ -481,7 +484,7 @@ def test_predicted_error_at_other_step_counts_is_the_measured_one(steps: int) ->
     schedule, recorded = flow(steps), profile_at(flow(50)[:-1])
     for settings, within in [(Settings(2.0), 0.05), (Settings(2.0, predictor="hold", corrector=False), 0.01)]:
         plan = plan_for(settings, recorded, schedule)
-        fitting = recorded.resampled(schedule[:-1])
+        fitting = resampled(recorded, schedule[:-1])
         plan, predicted = reshaped(plan, euler_response(schedule), fitting, silent(steps))
         np.testing.assert_allclose(predicted, measured_errors(euler, schedule, plan), rtol=within)
 
@@ -491,7 +494,7 @@ def test_fewer_steps_do_not_make_a_gap_look_harmless() -> None:
     recorded = profile_at(flow(50)[:-1])
     ends = []
     for steps in (10, 20, 50, 100):
-        fitting = recorded.resampled(flow(steps)[:-1])
+        fitting = resampled(recorded, flow(steps)[:-1])
         gram = profile_grams(fitting)[0]
         first, last = steps // 5, 4 * steps // 5  # the same two sigmas at every count
         ends.append(gram[first, first] + gram[last, last] - 2 * gram[first, last])
@@ -575,7 +578,7 @@ def reshaped(plan: Plan, response: ImpulseResponse, profile: Profile, answer: Er
         "affine": Affine(grams),
     }
     simulation = Simulation(response, grams, answer, frozenset(plan.resets))
-    shape = simulation.shape(plan.compute, known[plan.settings.predictor], plan.settings.corrector)
+    shape = simulation.fit(plan.compute, known[plan.settings.predictor], plan.settings.corrector)
     fitted = {name: tuple(getattr(shape, name)) for name in ("coefficients", "offsets", "corrections")}
     return replace(plan, **fitted), np.sqrt(shape.squares)
 
@@ -594,7 +597,7 @@ def test_predicted_error_is_that_of_a_simulated_run(sampler, predictor: str, cor
         return probe(sampler(sigmas))
 
     settings = Settings(2.5, predictor=predictor, corrector=corrector)
-    plan = make_plan(schedule, respond, profile, settings, edges=(0.9,))
+    plan = solve(Problem(schedule, respond, profile, edges=(0.9,)), settings)
     gain = np.cos(1.0 + 2.0 * np.arange(16)) / sigmas if answers else np.zeros(16)
     plan, predicted = reshaped(plan, respond(schedule), profile, replace(silent(16), gain=gain))
     assert any(plan.corrections) == corrector
@@ -662,7 +665,7 @@ def test_what_an_answer_to_errors_drowns_is_taken_back() -> None:
 
     def correction(size: float) -> float:
         answering = replace(simulation, error_response=replace(silent(24), deviation=np.full(24, size)))
-        return answering.shape(compute, None, True).corrections[first]
+        return answering.fit(compute, None, True).corrections[first]
 
     assert correction(1e4) == pytest.approx(-1.0, abs=0.01)
     assert correction(0.0) > 0.0
@@ -688,7 +691,7 @@ def test_where_few_evaluations_would_amplify_errors_they_are_held_with_a_note(sp
 @pytest.mark.parametrize("timesteps", [False, True])
 def test_the_curve_is_what_the_same_wish_comes_to_at_other_speeds(timesteps: bool) -> None:
     settings = Settings(1.7, mode="paper", timesteps=timesteps)
-    curve = error_curve(SCHEDULE, euler_response, PROFILE, settings)
+    curve = error_curve(Problem(SCHEDULE, euler_response, PROFILE), settings)
     assert [point.speed for point in curve] == list(CURVE)
     for point in curve:
         plan = plan_for(replace(settings, speed=point.speed))
@@ -787,7 +790,7 @@ def wishes() -> Sequence[Settings]:
 def test_same_inputs_give_the_same_plan_and_touch_no_random_state(settings: Settings) -> None:
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     schedule = SCHEDULE.copy()
-    assert plan_for(settings, schedule=schedule) == plan_for(settings, Profile.from_bytes(PROFILE.to_bytes()))
+    assert plan_for(settings, schedule=schedule) == plan_for(settings, from_bytes(to_bytes(PROFILE)))
     assert np.array_equal(schedule, SCHEDULE)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.predictors import (
-    MAX_EXTRAPOLATION,
-    Affine,
-    Prediction,
-    hold,
-    line,
-    profile_grams,
-)
+from ertacache.erta.predictors import MAX_EXTRAPOLATION, Affine, Prediction, hold, line
+from ertacache.erta.problem import profile_grams
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
 

@@ -17,16 +17,17 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 
 from ertacache.erta import profile as module
-from ertacache.erta.profile import (
+from ertacache.erta.profile import Measured, Profile, ProfileError, Table, interpolation
+from ertacache.erta.profile_file import (
     MAX_BYTES,
     MAX_HEADER,
-    Measured,
-    Profile,
-    ProfileError,
-    Table,
-    interpolation,
+    digest,
+    from_bytes,
+    measured_to_json,
     read_header,
+    to_bytes,
 )
+from ertacache.erta.resampling import resampled
 
 MEASURED = Measured(
     model_class="WAN21",
@@ -222,10 +223,14 @@ def test_tables_must_belong_together() -> None:
 
 
 def test_small_profile_has_golden_bytes() -> None:
-    data = small_profile().to_bytes()
+    data = to_bytes(small_profile())
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    assert header["__metadata__"] == {"format": "ertacache.profile", "version": "1", "measured": MEASURED.to_json()}
+    assert header["__metadata__"] == {
+        "format": "ertacache.profile",
+        "version": "1",
+        "measured": measured_to_json(MEASURED),
+    }
     # gram 2 * 6 * 8, l1 2 * 3 * 4, sigmas, norm1, mean 2 * 3 * 8 each, gain, spread 2 * 3 * 8 each,
     # latent_rms, run, stream, elements 2 * 8 each
     assert len(data) - 8 - length == 96 + 24 + 3 * 48 + 2 * 48 + 4 * 16
@@ -235,7 +240,7 @@ def test_small_profile_has_golden_bytes() -> None:
 
 def test_file_is_read_by_safetensors_itself(tmp_path) -> None:
     path = tmp_path / "small.safetensors"
-    path.write_bytes(small_profile().to_bytes())
+    path.write_bytes(to_bytes(small_profile()))
     with safe_open(path, framework="numpy") as file:
         assert file.metadata()["format"] == "ertacache.profile"
         assert file.get_tensor("gram")[0].tolist() == [25, 11, -4, 5, -2, 1]
@@ -244,8 +249,8 @@ def test_file_is_read_by_safetensors_itself(tmp_path) -> None:
 
 def test_save_and_load_give_the_same_profile() -> None:
     profile = small_profile()
-    data = profile.to_bytes()
-    again = Profile.from_bytes(data)
+    data = to_bytes(profile)
+    again = from_bytes(data)
     assert again.measured == profile.measured == read_header(data) == read_header(io.BytesIO(data))
     assert all(map(equal, again.tables, profile.tables))
     assert (again.runs, again.calls) == (2, 3)
@@ -253,12 +258,12 @@ def test_save_and_load_give_the_same_profile() -> None:
 
 def test_answers_survive_save_and_load_and_change_the_digest() -> None:
     profile = answering(small_profile())
-    again = Profile.from_bytes(profile.to_bytes())
+    again = from_bytes(to_bytes(profile))
     assert all(map(equal, again.tables, profile.tables))
     assert [table.has_error_response for table in again.tables] == [True, False]
     assert again.tables[0].gain.tolist() == [-0.5, 0.0, 2.0]
     assert again.tables[0].deviation.tolist() == [0.25, 0.0, 1.5]
-    assert again.digest() == profile.digest() != small_profile().digest()
+    assert digest(again) == digest(profile) != digest(small_profile())
 
 
 @settings(max_examples=40, deadline=None)
@@ -274,11 +279,11 @@ def test_answers_survive_save_and_load_and_change_the_digest() -> None:
 def test_digest_survives_save_and_load(features: np.ndarray, name: str, guidance: float | None) -> None:
     measured = replace(MEASURED, model_class=name, guidance=guidance)
     profile = Profile(measured, (table_of(features, np.linspace(1, 0.1, len(features))),))
-    data = profile.to_bytes()
+    data = to_bytes(profile)
     assert int.from_bytes(data[:8], "little") % 8 == 0  # as safetensors aligns its data
-    again = Profile.from_bytes(data)
+    again = from_bytes(data)
     assert again.measured == measured
-    assert again.digest() == profile.digest()
+    assert digest(again) == digest(profile)
     assert np.array_equal(again.tables[0].gram, profile.tables[0].gram)
     np.testing.assert_allclose(again.tables[0].l1, profile.tables[0].l1, rtol=1e-6, atol=1e-37)
 
@@ -286,14 +291,14 @@ def test_digest_survives_save_and_load(features: np.ndarray, name: str, guidance
 def test_digest_tells_profiles_apart() -> None:
     profile = small_profile()
     moved = replace(profile.tables[0], latent_rms=0.25)
-    assert profile.digest() != Profile(MEASURED, (moved, profile.tables[1])).digest()
-    assert profile.digest() != Profile(replace(MEASURED, shift=None), profile.tables).digest()
+    assert digest(profile) != digest(Profile(MEASURED, (moved, profile.tables[1])))
+    assert digest(profile) != digest(Profile(replace(MEASURED, shift=None), profile.tables))
 
 
 def test_fifty_evaluations_take_at_most_20_000_bytes() -> None:
     features = np.random.default_rng(0).standard_normal((50, 64))
     one = Profile(MEASURED, (table_of(features, flow_sigmas(50)),))
-    assert len(one.to_bytes()) <= 20_000
+    assert len(to_bytes(one)) <= 20_000
 
 
 def test_file_resolves_features_that_differ_by_1e_5() -> None:
@@ -301,7 +306,7 @@ def test_file_resolves_features_that_differ_by_1e_5() -> None:
     feature, change = rng.standard_normal((2, 4096))
     near = feature + 1e-5 * np.linalg.norm(feature) / np.linalg.norm(change) * change
     profile = Profile(MEASURED, (table_of(np.stack([feature, near]), np.array([1.0, 0.5])),))
-    gram = Profile.from_bytes(profile.to_bytes()).tables[0].gram
+    gram = from_bytes(to_bytes(profile)).tables[0].gram
     weights = np.array([1.0, -1.0])
     assert weights @ gram @ weights == pytest.approx(((feature - near) ** 2).sum(), rel=0.03)
 
@@ -311,7 +316,7 @@ def test_file_resolves_features_that_differ_by_1e_5() -> None:
 
 def altered(change: Callable[[dict], None]) -> bytes:
     """The small profile's file with a changed header, still a safetensors file by its own count."""
-    data = small_profile().to_bytes()
+    data = to_bytes(small_profile())
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     change(header)
@@ -324,11 +329,11 @@ def altered_metadata(**values: str) -> bytes:
 
 
 def altered_measured(**values: object) -> bytes:
-    return altered_metadata(measured=json.dumps(json.loads(MEASURED.to_json()) | values))
+    return altered_metadata(measured=json.dumps(json.loads(measured_to_json(MEASURED)) | values))
 
 
 def with_tensor_bytes(name: str, old: bytes, new: bytes) -> bytes:
-    data = small_profile().to_bytes()
+    data = to_bytes(small_profile())
     length = int.from_bytes(data[:8], "little")
     start, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
     start, end = start + 8 + length, end + 8 + length
@@ -368,7 +373,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "measured field unknown": (lambda: altered_measured(colour="red"), "measured.colour"),
     "measured field of another type": (lambda: altered_measured(steps="50"), "'steps' is '50'"),
     "measured number infinite": (
-        lambda: altered_metadata(measured=MEASURED.to_json().replace("8.0", "1e999")),
+        lambda: altered_metadata(measured=measured_to_json(MEASURED).replace("8.0", "1e999")),
         "'shift' is inf",
     ),
     "measured shape nested": (lambda: altered_measured(latent_shape=[[1]]), "'latent_shape'"),
@@ -386,8 +391,8 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "spread of another shape": (lambda: altered(lambda h: h["deviation"].update(shape=[6])), "'deviation'.*shape"),
     "gain of another type": (lambda: altered(lambda h: h["gain"].update(dtype="I64")), "'gain'.*F64"),
     "offsets overlap": (lambda: altered(lambda h: h["run"].update(data_offsets=[0, 16])), "'file'"),
-    "data cut off": (lambda: small_profile().to_bytes()[:-1], "'file'"),
-    "data too long": (lambda: small_profile().to_bytes() + b"x", "'file'"),
+    "data cut off": (lambda: to_bytes(small_profile())[:-1], "'file'"),
+    "data too long": (lambda: to_bytes(small_profile()) + b"x", "'file'"),
     "NaN in gram": (lambda: with_tensor_bytes("gram", f8(25), f8(float("nan"))), "'gram' is nan"),
     "infinity in l1": (
         lambda: with_tensor_bytes("l1", np.float32(2).tobytes(), np.float32("inf").tobytes()),
@@ -407,7 +412,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize(("make", "message"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_reading_refuses(make: Callable[[], bytes], message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        Profile.from_bytes(make())
+        from_bytes(make())
 
 
 def test_header_alone_is_refused_by_the_same_rules() -> None:
@@ -418,14 +423,14 @@ def test_header_alone_is_refused_by_the_same_rules() -> None:
 
 
 def test_header_is_read_without_the_tables() -> None:
-    file = io.BytesIO(small_profile().to_bytes())
+    file = io.BytesIO(to_bytes(small_profile()))
     length = int.from_bytes(file.getvalue()[:8], "little")
     read_header(file)
     assert file.tell() == 8 + length
 
 
 def test_random_mutations_give_a_profile_or_a_profile_error() -> None:
-    data = small_profile().to_bytes()
+    data = to_bytes(small_profile())
     chance = random.Random(0)
     refused = 0
     for _ in range(1200):
@@ -442,18 +447,18 @@ def test_random_mutations_give_a_profile_or_a_profile_error() -> None:
             else:
                 mutated[at:at] = mutated[chance.randrange(len(mutated)) :][: chance.randint(1, 9)]
         try:
-            profile = Profile.from_bytes(bytes(mutated))
+            profile = from_bytes(bytes(mutated))
         except ProfileError:
             refused += 1
         else:
-            assert Profile.from_bytes(profile.to_bytes()).digest() == profile.digest()
+            assert digest(from_bytes(to_bytes(profile))) == digest(profile)
     assert 900 < refused < 1200  # both outcomes occur
 
 
 def test_writing_refuses_what_reading_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", len(small_profile().to_bytes()) - 1)
+    monkeypatch.setattr(module, "MAX_BYTES", len(to_bytes(small_profile())) - 1)
     with pytest.raises(ProfileError, match="fewer runs"):
-        small_profile().to_bytes()
+        to_bytes(small_profile())
 
 
 # Other sigmas
@@ -491,16 +496,16 @@ def fifty() -> Profile:
 
 
 def test_measured_sigmas_change_nothing(fifty: Profile) -> None:
-    assert fifty.resampled(flow_sigmas(50)) is fifty
-    assert fifty.resampled(fifty.sigmas * (1 + 1e-6)) is fifty
-    assert fifty.resampled(fifty.sigmas * (1 + 1e-4)) is not fifty
+    assert resampled(fifty, flow_sigmas(50)) is fifty
+    assert resampled(fifty, fifty.sigmas * (1 + 1e-6)) is fifty
+    assert resampled(fifty, fifty.sigmas * (1 + 1e-4)) is not fifty
 
 
 @pytest.mark.parametrize("steps", [10, 20, 30, 40, 49, 60, 80])
 def test_t5_distances_at_other_step_counts_are_the_true_ones(fifty: Profile, steps: int) -> None:
     sigmas = flow_sigmas(steps)
     sigmas = sigmas[sigmas >= fifty.sigmas.min()]
-    (table,) = fifty.resampled(sigmas).tables
+    (table,) = resampled(fifty, sigmas).tables
     features = trajectory(sigmas)
     true = table_of(features, sigmas)
     pairs = np.triu_indices(len(sigmas), 1)
@@ -518,7 +523,7 @@ def test_t5_errors_of_extrapolation_are_the_true_ones(fifty: Profile, steps: int
     sigmas = sigmas[sigmas >= fifty.sigmas.min()]
     true = trajectory(sigmas)
     np.testing.assert_allclose(
-        bend(fifty.resampled(sigmas).tables[0].gram, sigmas), bend(true @ true.T, sigmas), rtol=0.05
+        bend(resampled(fifty, sigmas).tables[0].gram, sigmas), bend(true @ true.T, sigmas), rtol=0.05
     )
 
 
@@ -526,7 +531,7 @@ def test_t5_the_last_sigma_of_more_steps_lies_below_the_range_and_still_has_a_di
     # 80 steps end at 0.092, 50 at 0.140. Held there, the last step would look free to reuse.
     sigmas = flow_sigmas(80)
     assert (sigmas < fifty.sigmas.min()).sum() == 1
-    (table,) = fifty.resampled(sigmas).tables
+    (table,) = resampled(fifty, sigmas).tables
     true = table_of(trajectory(sigmas), sigmas)
     np.testing.assert_allclose(distances(table)[-1, :-1], distances(true)[-1, :-1], rtol=0.15)
     np.testing.assert_allclose(bend(table.gram, sigmas), bend(true.gram, sigmas), rtol=0.3)
@@ -535,7 +540,7 @@ def test_t5_the_last_sigma_of_more_steps_lies_below_the_range_and_still_has_a_di
 def test_t5_a_longer_gap_is_never_cheaper_because_steps_are_fewer(fifty: Profile) -> None:
     shortest = []
     for steps in (80, 60, 40, 30, 20, 10):
-        (table,) = fifty.resampled(flow_sigmas(steps)).tables
+        (table,) = resampled(fifty, flow_sigmas(steps)).tables
         # From the middle of the run to the model call one step later: the fewer steps, the longer the skipped interval.
         middle = steps // 2
         shortest.append(table.l1[middle, middle + 1])
@@ -547,7 +552,7 @@ def test_an_answer_at_other_sigmas_is_held_and_interpolated_times_sigma(fifty: P
     (table,) = fifty.tables
     has_error_response = replace(table, gain=0.3 / table.sigmas + 2.0, deviation=0.7 / table.sigmas)
     wanted = np.array([1.5, 1.0, 0.77, 0.3, 0.2, 0.07])
-    (found,) = Profile(MEASURED, (has_error_response,)).resampled(wanted).tables
+    (found,) = resampled(Profile(MEASURED, (has_error_response,)), wanted).tables
     np.testing.assert_allclose(found.deviation, 0.7 / wanted, rtol=1e-12)
     np.testing.assert_allclose(found.gain[1:-1], 0.3 / wanted[1:-1] + 2.0, rtol=1e-12)
     lowest = table.sigmas.min()
@@ -555,7 +560,7 @@ def test_an_answer_at_other_sigmas_is_held_and_interpolated_times_sigma(fifty: P
 
 
 def test_what_was_not_measured_is_not_measured_at_other_sigmas_either(fifty: Profile) -> None:
-    (table,) = fifty.resampled(flow_sigmas(20)).tables
+    (table,) = resampled(fifty, flow_sigmas(20)).tables
     assert not table.has_error_response
     assert not table.gain.any()
 
@@ -564,13 +569,13 @@ def test_of_answers_at_one_sigma_the_last_counts() -> None:
     # heun: as the corrector's model call, which comes after the predictor's at the same sigma.
     sigmas = np.array([1.0, 0.5, 0.5])
     table = replace(table_of(np.eye(3), sigmas), gain=np.array([1.0, 2.0, 6.0]), deviation=np.array([1.0, 2.0, 8.0]))
-    (found,) = Profile(MEASURED, (table,)).resampled(np.array([1.0, 0.5])).tables
+    (found,) = resampled(Profile(MEASURED, (table,)), np.array([1.0, 0.5])).tables
     assert found.gain.tolist() == [1, 6]
     assert found.deviation.tolist() == [1, 8]
 
 
 def test_sigmas_beyond_the_measured_range_hold_the_feature(fifty: Profile) -> None:
-    (table,) = fifty.resampled(np.array([1.5, 1.2, 0.5])).tables
+    (table,) = resampled(fifty, np.array([1.5, 1.2, 0.5])).tables
     assert table.l1[0, 1] == 0
     assert table.gram[0, 0] == pytest.approx(table.gram[1, 1])
     assert table.l1[0, 2] > 0
@@ -596,7 +601,7 @@ def test_few_or_equal_sigmas_lower_the_order() -> None:
     assert interpolation(np.array([0.5, 0.5]), np.array([0.5, 0.7])).tolist() == [[0, 1], [0, 1]]
     np.testing.assert_allclose(interpolation(np.array([1.0, 0.0]), np.array([0.25])), [[0.25, 0.75]])
     line = table_of(np.outer([1.0, 1.0], np.arange(3.0)), np.array([0.5, 0.5]))
-    assert Profile(MEASURED, (line,)).resampled(np.array([0.5, 0.5, 0.5])).tables[0].l1.max() == 0
+    assert resampled(Profile(MEASURED, (line,)), np.array([0.5, 0.5, 0.5])).tables[0].l1.max() == 0
 
 
 def test_uneven_sigmas_do_not_blow_up_rounding() -> None:
@@ -609,7 +614,7 @@ def test_uneven_sigmas_do_not_blow_up_rounding() -> None:
 def test_resampling_refuses_sigmas_that_no_run_has(fifty: Profile) -> None:
     for sigmas in (np.array([1.0]), np.ones((2, 2)), np.array([1.0, np.nan]), np.array([1.0, -1.0])):
         with pytest.raises(ProfileError, match="'sigmas'"):
-            fifty.resampled(sigmas)
+            resampled(fifty, sigmas)
 
 
 @settings(max_examples=30, deadline=None)
@@ -621,8 +626,8 @@ def test_resampling_refuses_sigmas_that_no_run_has(fifty: Profile) -> None:
 )
 def test_resampled_tables_are_valid_whatever_was_measured(features, sigmas, wanted, answers) -> None:
     table = replace(table_of(features, sigmas), gain=answers[0], deviation=np.abs(answers[1]))
-    resampled = Profile(MEASURED, (table,)).resampled(wanted)
-    assert Profile.from_bytes(resampled.to_bytes()).digest() == resampled.digest()
+    moved = resampled(Profile(MEASURED, (table,)), wanted)
+    assert digest(from_bytes(to_bytes(moved))) == digest(moved)
 
 
 def test_format_names_are_fixed() -> None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ertacache.erta.offload import put_aside
-from ertacache.erta.plan import Plan, Settings, full_plan
-from ertacache.erta.planner import euler_response, make_plan
+from ertacache.erta.plan import Plan, full_plan
+from ertacache.erta.planner import euler_response, solve
+from ertacache.erta.problem import Problem
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import CARE, Replay
+from ertacache.erta.settings import Settings
 
 KEY = "guided"
 
@@ -268,7 +270,7 @@ def test_check_reads_no_number_before_the_next_one_is_under_way(monkeypatch: pyt
 
 def test_check_that_finds_nothing_changes_no_bit() -> None:
     schedule = np.linspace(1, 0, 13)
-    plan = make_plan(schedule, euler_response, None, Settings(2.0))
+    plan = solve(Problem(schedule, euler_response, None), Settings(2.0))
     checked = replace(
         plan, residual_limits=tuple(1e6 if any(c) and i else 0.0 for i, c in enumerate(plan.coefficients))
     )
@@ -354,7 +356,7 @@ def observers() -> dict[str, Any]:
         "recorder": lambda: Recorder(sigmas),
         "replay of a full plan": lambda: Replay(full_plan(sigmas, Settings(1.0))),
         "replay of settings for speed 1": lambda: Replay(
-            make_plan(np.append(sigmas, 0), euler_response, None, Settings(1.0))
+            solve(Problem(np.append(sigmas, 0), euler_response, None), Settings(1.0))
         ),
     }
 
@@ -399,7 +401,7 @@ def test_two_observers_share_nothing(make: Any) -> None:
 
 def test_same_run_twice_is_bit_identical() -> None:
     schedule = np.linspace(1, 0, 13)
-    plan = make_plan(schedule, euler_response, None, Settings(2.0))
+    plan = solve(Problem(schedule, euler_response, None), Settings(2.0))
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(12, 50, generator=generator)
 
@@ -417,7 +419,7 @@ def test_same_run_twice_is_bit_identical() -> None:
 def test_plan_of_a_line_in_sigma_reuses_it_without_error() -> None:
     """Features linear in sigma: what is reused is right, and no correction changes anything."""
     schedule = np.linspace(1, 0, 13)
-    plan = make_plan(schedule, euler_response, None, Settings(2.0, predictor="linear"))
+    plan = solve(Problem(schedule, euler_response, None), Settings(2.0, predictor="linear"))
     a, b = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     replay = Replay(plan)
     reused = 0

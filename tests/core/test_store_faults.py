@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ertacache.comfy_erta.store import Store, StoreError, StoreFault
+from ertacache.erta.profile_file import to_bytes
 from ertacache.tests.core.test_store import profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ def start(store: Store, tmp_path: Path) -> Iterator[Callable[[str], subprocess.P
     files = []
     for steps in (2, 3):
         files.append(tmp_path / f"{steps}.bin")
-        files[-1].write_bytes(profile(steps).to_bytes())
+        files[-1].write_bytes(to_bytes(profile(steps)))
     started: list[subprocess.Popen[bytes]] = []
 
     def run(code: str) -> subprocess.Popen[bytes]:
@@ -108,7 +109,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_write_leaves_the_old_profile(
         file = really_open(path, mode)
         if mode != "xb":
             return file
-        file.write(profile(steps=3).to_bytes()[:written])
+        file.write(to_bytes(profile(steps=3))[:written])
         file.close()
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

@@ -1,14 +1,74 @@
-"""From features at some sigmas to those at others: interpolation weights, and what they do to distances and sizes."""
+"""A profile at other sigmas than it was recorded at, for other step counts and samplers (docs/method.md, Resampling).
+
+Features are interpolated over sigma by fixed weights, which carries over to their scalar products. Mean absolute values
+follow from the distances by their measured ratio, which changes slowly with sigma.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Sigmas that differ by less than this are the same: schedulers work in float32.
-SIGMA_TOLERANCE = 1e-5
+from . import gram as grams
+from .profile import SIGMA_TOLERANCE, Profile, Table, as_floats, refusal, same_sigmas
+from .response import MAX_CALLS
 
 # Sum of a cubic's absolute weights. One spacing beyond equally spaced sigmas it is 15, in between 1.6 at most.
 _MAX_AMPLIFICATION = 16.0
+
+
+def resampled(profile: Profile, sigmas: np.ndarray) -> Profile:
+    """The same runs as if the model had been called at other sigmas (M',).
+
+    Returns the profile itself where the sigmas are the measured ones. Raises ProfileError for sigmas that no table may
+    have.
+    """
+    wanted = as_floats("sigmas", sigmas)
+    if same_sigmas(wanted, profile.sigmas):
+        return profile
+    if wanted.ndim != 1 or not 2 <= wanted.size <= MAX_CALLS:
+        raise refusal("sigmas", wanted.shape, f"one list of 2 to {MAX_CALLS} sigmas")
+    return Profile(profile.measured, tuple(_resampled(table, wanted) for table in profile.tables))
+
+
+def _resampled(table: Table, sigmas: np.ndarray) -> Table:
+    last = last_at_each_sigma(table.sigmas)
+    linear = linear_weights(table.sigmas[last], sigmas)
+    weights = interpolation(table.sigmas, sigmas)
+    gram = _resampled_gram(table.gram, weights)
+    mean = weights @ table.mean
+    # 1 / sqrt(n) for features of equal magnitudes, less for features with outliers.
+    apart = ratio_of(table.l1[np.ix_(last, last)], grams.distances(table.gram[np.ix_(last, last)]))
+    size = ratio_of(table.norm1[last], np.sqrt(np.diag(table.gram)[last]))
+    l1 = grams.distances(gram) * (linear @ with_diagonal(apart) @ linear.T)
+    norm1 = np.sqrt(np.maximum(np.diag(gram), 0)) * (linear @ size)
+    # In units of 1 / sigma an error response changes slowly.
+    gain, deviation = (
+        linear @ (response * table.sigmas)[last] / np.maximum(sigmas, 1e-12)
+        for response in (table.gain, table.deviation)
+    )
+    return Table(
+        run=table.run,
+        stream=table.stream,
+        elements=table.elements,
+        latent_rms=table.latent_rms,
+        sigmas=sigmas,
+        gram=gram,
+        l1=grams.mirrored(l1),
+        norm1=np.maximum(norm1, np.abs(mean)),
+        mean=mean,
+        gain=gain,
+        deviation=deviation,
+    )
+
+
+def _resampled_gram(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    found = grams.mirrored(weights @ gram @ weights.T)
+    if grams.is_semidefinite(found):
+        return found
+    # The measured one is semidefinite up to rounding, which is too much where the resampled features are small.
+    values, vectors = np.linalg.eigh(gram)
+    roots = weights @ (vectors * np.sqrt(np.maximum(values, 0.0)))
+    return grams.mirrored(roots @ roots.T)
 
 
 def interpolation(measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -47,17 +107,6 @@ def last_at_each_sigma(sigmas: np.ndarray) -> np.ndarray:
     last = np.zeros(group[-1] + 1, dtype=np.intp)
     np.maximum.at(last, group, order)
     return last
-
-
-def gram_distances(gram: np.ndarray) -> np.ndarray:
-    """(M, M) |F_i - F_j|."""
-    squares = np.diag(gram)
-    apart: np.ndarray = squares[:, None] + squares[None, :]
-    apart -= gram
-    apart -= gram
-    np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
-    np.fill_diagonal(apart, 0)
-    return apart
 
 
 def ratio_of(mean: np.ndarray, length: np.ndarray) -> np.ndarray:

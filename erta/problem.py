@@ -1,0 +1,179 @@
+"""The planning problem of one run: all that does not depend on settings, each part worked out once.
+
+The search assumes a conservative error response, which plans as well as the measured one and does not rest on one
+perturbed run. The prediction uses the measured one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from . import profile_file
+from .notes import Note, note
+from .prior import ERROR_LENGTH, conservative_error_response, correlation, generic_gram
+from .profile import SIGMA_TOLERANCE, Profile
+from .profile_file import MIN_SIGMA
+from .resampling import resampled
+from .response import ImpulseResponse
+from .simulation import ErrorResponse, Simulation
+
+# Tables times calls cubed, which takes a fifth of a second: of more recorded runs the first are used.
+MAX_WORK = 1.5e7
+
+# A run of more than so many times a profile's calls is predicted badly: measured at 2x on a tiny model, the error was 3
+# times the predicted one at twice the calls, and its check computes most of a run of 4 times the calls.
+SPARSE = 2
+
+Respond = Callable[[np.ndarray], ImpulseResponse]
+"""(schedule (N + 1,)) -> the sampler's impulse response on it. Its UnknownResponse passes through."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One run to plan.
+
+    schedule: (N + 1,) sigmas that the run samples on. respond: the sampler. source: a profile of the same model, or
+    None. edges: sigmas at which conditioning starts or ends; the first call behind each is computed and resets the
+    history.
+    """
+
+    schedule: np.ndarray
+    respond: Respond
+    source: Profile | None
+    edges: Sequence[float] = ()
+
+    def on(self, schedule: np.ndarray) -> Problem:
+        """The same run on other sigmas."""
+        return replace(self, schedule=schedule)
+
+    @cached_property
+    def response(self) -> ImpulseResponse:
+        """The sampler's impulse response on the schedule."""
+        return self.respond(self.schedule)
+
+    @property
+    def calls(self) -> int:
+        """M, the run's model calls."""
+        return self.response.calls
+
+    @cached_property
+    def resets(self) -> frozenset[int]:
+        """Calls at which the history begins anew: 0 and the first behind each edge."""
+        return resets_at(self.response.sigmas, self.edges)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the profile that is planned by; "" for none."""
+        return profile_file.digest(self.source) if self.source is not None and self.profile is not None else ""
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """The profile on the run's sigmas, of no more tables than can be planned by; None where it cannot serve."""
+        if _has_equal_neighbours(self.response.sigmas) and self._resampled is not self._used:
+            return None
+        return self._resampled
+
+    @cached_property
+    def _used(self) -> Profile | None:
+        if self.source is None:
+            return None
+        most = max(1, int(MAX_WORK / self.calls**3))
+        fits = len(self.source.tables) <= most
+        return self.source if fits else Profile(self.source.measured, self.source.tables[:most])
+
+    @cached_property
+    def _resampled(self) -> Profile | None:
+        return None if self._used is None else resampled(self._used, self.response.sigmas)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the run has so many more calls than the profile that resampled features are too smooth."""
+        return self.source is not None and self.profile is not None and SPARSE * self.source.calls < self.calls
+
+    @property
+    def unmeasured(self) -> frozenset[int]:
+        """Calls outside the range of sigmas that the profile was measured on."""
+        if self.source is None or self.profile is None:
+            return frozenset()
+        low, high = float(self.source.sigmas.min()), float(self.source.sigmas.max())
+        margin = 0.02 * (high - low)
+        sigmas = self.response.sigmas
+        return frozenset(int(i) for i in np.flatnonzero((sigmas > high + margin) | (sigmas < low - margin)))
+
+    @cached_property
+    def search(self) -> Simulation:
+        """The run as the search over schedules assumes it."""
+        # Below MIN_SIGMA an error response, which goes by 1 / sigma, is out of all proportion.
+        conservative = conservative_error_response(np.maximum(self.response.sigmas, MIN_SIGMA))
+        return Simulation(self.response, self._grams(), conservative, self.resets)
+
+    @cached_property
+    def prediction(self) -> Simulation:
+        """The run as its error is predicted."""
+        return replace(self.search, error_response=self._measured_error_response())
+
+    def _grams(self) -> np.ndarray:
+        """(T, M + 1, M + 1) in units of the final latent's mean square."""
+        if self.profile is None:
+            return generic_gram(self.response.sigmas)
+        squares = np.array([max(table.latent_rms, 1e-12) ** 2 for table in self.profile.tables])
+        grams: np.ndarray = profile_grams(self.profile) / squares[:, None, None]
+        return grams
+
+    def _measured_error_response(self) -> ErrorResponse:
+        """Pooled over the runs in which it was measured, squares by squares as errors add up."""
+        tables = [table for table in self.profile.tables if table.has_error_response] if self.profile else []
+        if not tables:
+            return self.search.error_response
+        gains = np.stack([table.gain for table in tables])
+        squares = np.stack([table.deviation**2 + table.gain**2 for table in tables]).mean(axis=0)
+        gain = gains.mean(axis=0)
+        stochastic = self.response.stochastic
+        alike = np.eye(self.calls) if stochastic else correlation(self.response.sigmas, ERROR_LENGTH)
+        return ErrorResponse(gain, np.sqrt(np.maximum(squares - gain**2, 0.0)), alike)
+
+    def notes(self) -> tuple[Note, ...]:
+        """How well the profile fits the run."""
+        source, used, profile = self.source, self._used, self.profile
+        if source is None or used is None:
+            return ()
+        found = []
+        if used is not source:
+            found.append(note("profile_truncated", tables=len(source.tables), used=len(used.tables)))
+        if profile is None:
+            return (*found, note("profile_equal_sigmas"))
+        if not any(table.has_error_response for table in used.tables):
+            remedy = "_remedy" if source.measured.level == "output" else ""
+            found.append(note(f"no_error_response{remedy}"))
+        if profile is not used and source.calls == self.calls:
+            found.append(note("profile_resampled_sigmas"))
+        elif profile is not used:
+            found.append(note("profile_resampled_calls", profile_calls=source.calls, calls=self.calls))
+        return (*found, note("profile_sparse")) if self.sparse else tuple(found)
+
+
+def resets_at(sigmas: np.ndarray, edges: Sequence[float]) -> frozenset[int]:
+    """Call 0 and the first one behind each edge, whichever side a call exactly on the edge belongs to.
+
+    sigmas: (M,) of the run's calls.
+    """
+    found = {0}
+    for edge in edges:
+        # Edges come in float64, sigmas and ComfyUI's comparison in float32.
+        sides = np.where(np.isclose(sigmas, edge, rtol=SIGMA_TOLERANCE, atol=0.0), 0.0, np.sign(sigmas - edge))
+        found.update(int(i) for i in np.flatnonzero(np.diff(sides)) + 1)
+    return frozenset(found)
+
+
+def profile_grams(profile: Profile) -> np.ndarray:
+    """(T, M + 1, M + 1): the extended Gram matrix per element of each recorded run and stream."""
+    return np.stack([table.extended_gram() / table.elements for table in profile.tables])
+
+
+def _has_equal_neighbours(sigmas: np.ndarray) -> bool:
+    """As heun's have: a resampled profile cannot tell such calls apart."""
+    return bool(np.isclose(sigmas[1:], sigmas[:-1], rtol=SIGMA_TOLERANCE, atol=0.0).any())
