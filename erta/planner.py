@@ -122,8 +122,7 @@ class _Way:
 
     def fit(self, compute: Schedule) -> Fit:
         """Slopes and corrections for a schedule."""
-        search = self.problem.search
-        return search.fit(compute, self.predictor(search.response.sigmas, search.grams), self.corrector)
+        return self.problem.search.fit(compute, self.predictor, self.corrector)
 
     def worst(self, compute: Schedule) -> float:
         """The largest squared error that is predicted for a schedule, over the recorded runs."""

@@ -75,9 +75,9 @@ class Simulation:
     error_response: ErrorResponse
     resets: frozenset[int]
 
-    def fit(self, compute: Schedule, predictor: Predictor, corrector: bool) -> Fit:
+    def fit(self, compute: Schedule, predictor: type[Predictor], corrector: bool) -> Fit:
         """Follow a schedule, and fit the slopes and corrections that leave the least error of the final latent."""
-        return _Pass(self, compute, predictor, corrector).follow()
+        return _Pass(self, compute, predictor(self.response.sigmas, self.grams), corrector).follow()
 
     def follow(self, compute: Schedule, fit: Fit) -> Fit:
         """What becomes of a schedule with the coefficients and corrections that another simulation fitted."""

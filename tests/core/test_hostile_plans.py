@@ -167,7 +167,7 @@ def run(plan: Plan) -> None:
                 used = replay.observe(i, "guided", torch.tensor([1.0, -1.0]))
             # Sixteen times a line's slope and a half to either side; corrections add as much per model call.
             most = 64.0 + abs(followed.offsets[i])
-            assert used.abs().max() <= most * (1.0 + 4.0 * followed.calls), f"model call {i}"
+            assert used.abs().max() <= most * (1.0 + 4.0 * followed.calls), f"call {i}"
 
 
 def outcome(text: str) -> str:
@@ -241,18 +241,18 @@ CORRECTED = next(i for i, u in enumerate(PLANNED.corrections) if u)
 
 @pytest.mark.parametrize("row", [[90.0, 90.0], [2.0, 0.0], [0.0], [-1.0], [1.0, 1.0]])
 def test_a_line_that_amplifies_is_refused(row: list[float]) -> None:
-    with pytest.raises(PlanError, match=f"coefficients: of model call {REUSED} do not add up to 1"):
+    with pytest.raises(PlanError, match=f"coefficients: of call {REUSED} do not add up to 1"):
         plan_from_json(altered(PLANNED, "coefficients", REUSED, row))
 
 
 def test_an_offset_on_a_line_is_refused() -> None:
-    with pytest.raises(PlanError, match=f"offsets: must be 0 at model call {REUSED}"):
+    with pytest.raises(PlanError, match=f"coefficients: of call {REUSED} do not add up to 1, or have an offset"):
         plan_from_json(altered(PLANNED, "offsets", REUSED, 1e5))
 
 
 @pytest.mark.parametrize("size", [999.0, -999.0])
 def test_a_correction_beyond_its_gap_is_refused(size: float) -> None:
-    with pytest.raises(PlanError, match=f"corrections: holds {size:g} for model call {CORRECTED}"):
+    with pytest.raises(PlanError, match=f"corrections: holds {size:g} for call {CORRECTED}"):
         plan_from_json(altered(PLANNED, "corrections", CORRECTED, size))
 
 

@@ -23,7 +23,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from ertacache.erta import planner, profile
+from ertacache.erta import planner, profile_file
+from ertacache.erta.notes import note
 from ertacache.erta.plan import Plan
 from ertacache.erta.plan_file import plan_from_json, plan_to_json
 from ertacache.erta.planner import error_curve, euler_response, solve
@@ -299,7 +300,7 @@ def test_a_mutated_file_is_refused_by_field_or_can_be_used(part: int) -> None:
 
 def test_a_profile_that_breaks_planning_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above fails where the rule for files is lifted: an answer beyond all measure is then planned with."""
-    monkeypatch.setattr(profile, "_check_recorded", lambda table: None)
+    monkeypatch.setattr(profile_file, "_check_recorded", lambda table: None)
     tensors = {name: array.copy() for name, array in load_tensors(GOOD).items()}
     tensors["gain"][:] = 1e36
     with pytest.raises((ProfileError, FloatingPointError)), strictly():
@@ -403,7 +404,7 @@ def at_once(**entries: float) -> bytes:
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "gain that no run has": (at_once(gain=1e7), "'gain' is 10000000.*at most 1e.06 over sigma"),
-    "spread that no run has": (at_once(deviation=1e30), "'spread'.*at most 1e.06 over sigma"),
+    "spread that no run has": (at_once(spread=1e30), "'deviation'.*at most 1e.06 over sigma"),
     "sigma of 0": (changed(sigmas=lambda s: np.where(s == s.min(), 0.0, s)), "'sigmas' is 0.0.*1e-09 or more"),
     "subnormal sigma": (changed(sigmas=lambda s: s * 1e-310), "'sigmas'.*1e-09 or more"),
     "features out of all proportion": (changed(gram=lambda g: g * 1e20), "'gram'"),
@@ -505,6 +506,6 @@ def test_of_many_recorded_runs_the_first_are_planned_by() -> None:
     found = from_bytes(long_profile(50, 200))
     plan = solve(Problem(flow(50), euler_response, found), Settings(2.0))
     assert plan.profile == digest(found), "a carried plan still belongs to the whole profile"
-    assert any("of the profile's 200 recorded tables 120 are planned by" in note for note in plan.notes)
+    assert note("profile_truncated", tables=200, used=120) in plan.notes
     fewer = Profile(MEASURED, found.tables[:120])
     assert replace(solve(Problem(flow(50), euler_response, fewer), Settings(2.0)), profile=plan.profile) == plan

@@ -10,7 +10,7 @@ import pytest
 from ertacache.erta import interval_costs as module
 from ertacache.erta.interval_costs import Key, interval_costs
 from ertacache.erta.planner import euler_response
-from ertacache.erta.predictors import Predictor, hold, line
+from ertacache.erta.predictors import FittedLine, Hold, Line, Predictor, line
 from ertacache.erta.response import ImpulseResponse
 from ertacache.erta.schedules import possible_intervals
 from ertacache.erta.simulation import MAX_CORRECTION, MAX_SLOPE, ErrorResponse, Simulation
@@ -203,11 +203,7 @@ def test_exact_predictions_cost_nothing() -> None:
 @pytest.mark.parametrize("slope", [None, 0.0, 1.0])
 @pytest.mark.parametrize("corrector", [False, True])
 def test_cost_of_the_only_gap_is_the_square_that_the_loop_finds(key: Key, slope: float | None, corrector: bool) -> None:
-    known: dict[float | None, Predictor | None] = {
-        None: None,
-        0.0: hold,
-        1.0: lambda history, i: line(EULER.sigmas, history, i, 1.0),
-    }
+    known: dict[float | None, type[Predictor]] = {None: FittedLine, 0.0: Hold, 1.0: Line}
     simulation = replace(
         loop_of(recorded()[:1]), error_response=ErrorResponse(np.zeros(COUNT), np.zeros(COUNT), np.eye(COUNT))
     )

@@ -57,7 +57,7 @@ def rehearsed(gain: float, across: float, plan: Plan = PLAN) -> Table:
             answer = gain * off + across * off.norm() * new / new.norm()
             used = perturbed.observe(i, "guided", feature.double() + answer)
         off = off + (SCHEDULE[i + 1] - SCHEDULE[i]) * (used.double() - feature.double())
-    (table,) = perturbed.measured(tables)
+    (table,) = perturbed.with_error_response(tables)
     return table
 
 
@@ -78,7 +78,7 @@ def test_spread_across_the_error_is_found() -> None:
     table = rehearsed(0.4, 1.5)
     np.testing.assert_allclose(table.gain, 0.4, rtol=1e-3)
     np.testing.assert_allclose(table.deviation, 1.5, rtol=1e-3)
-    assert table.measured
+    assert table.has_error_response
 
 
 def test_a_model_that_does_not_answer_is_told_apart_from_one_that_was_not_asked() -> None:
@@ -86,7 +86,7 @@ def test_a_model_that_does_not_answer_is_told_apart_from_one_that_was_not_asked(
     assert np.abs(rehearsed(0.0, 0.0).gain).max() < 1e-4
     everything = solve(Problem(SCHEDULE, euler_response, None), Settings(1.0))
     table = rehearsed(0.4, 1.5, everything)
-    assert not table.measured
+    assert not table.has_error_response
     assert not table.gain.any()
 
 
@@ -96,7 +96,7 @@ def test_a_feature_of_another_shape_than_the_recorded_ends_the_measuring_and_not
     for i, feature in enumerate(RECORDED):
         if perturbed.predict(i, "guided") is None:
             perturbed.observe(i, "guided", feature[:-1] if i == 3 else feature + 1.0)
-    (table,) = perturbed.measured(tables)
+    (table,) = perturbed.with_error_response(tables)
     assert table.deviation.size == tables[0].deviation.size
 
 
@@ -112,7 +112,7 @@ def test_only_computed_evaluations_tell_and_those_between_are_interpolated() -> 
             if off.any():
                 told[i] = float(i)
         off = off + float(SCHEDULE[i + 1] - SCHEDULE[i]) * (used - feature)
-    (table,) = perturbed.measured(tables)
+    (table,) = perturbed.with_error_response(tables)
     assert len(told) >= 4
     np.testing.assert_allclose(table.gain, np.interp(np.arange(COUNT), list(told), list(told.values())), rtol=1e-3)
 
@@ -150,8 +150,8 @@ def test_a_feature_that_was_not_recorded_ends_the_measurement_there(missing: int
     del kept["guided"][missing]
     perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     push(perturbed, "guided")
-    (table,) = perturbed.measured(tables)
-    assert table.measured == (missing == 3)
+    (table,) = perturbed.with_error_response(tables)
+    assert table.has_error_response == (missing == 3)
 
 
 # Runs that are really stepped: two latents in float64, where the code under test only knows the sampler's response
@@ -252,7 +252,7 @@ class Answering:
                 return perturbed.observe(i, key, self.compute(key, i, x, sigma)) if used is None else used.double()
 
             self.sampler(derive, torch.zeros(self.shape, dtype=torch.float64))
-        return perturbed.measured(tables)
+        return perturbed.with_error_response(tables)
 
 
 def curves(count: int, phase: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -328,9 +328,9 @@ def test_a_stream_that_was_not_rendered_again_leaves_its_table_alone() -> None:
     tables, kept = recorded(("cond", "uncond"))
     perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     push(perturbed, "uncond")
-    cond, uncond = perturbed.measured(tables)
+    cond, uncond = perturbed.with_error_response(tables)
     assert cond is tables[0]
-    assert uncond.measured
+    assert uncond.has_error_response
 
 
 def test_all_but_the_answer_is_left_as_it_was_recorded() -> None:
@@ -346,7 +346,7 @@ def test_tables_of_another_number_of_streams_are_refused() -> None:
     tables, _ = recorded(("cond", "uncond"))
     _, kept = recorded()
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        PerturbedRun(PLAN, RESPONSE, kept).measured(tables)
+        PerturbedRun(PLAN, RESPONSE, kept).with_error_response(tables)
 
 
 def test_a_batch_of_any_shape_is_one_list_of_numbers() -> None:
@@ -380,18 +380,18 @@ def test_what_was_never_recorded_is_let_through() -> None:
             assert used is None or not PLAN.compute[i]
             if used is None:
                 assert perturbed.observe(i, key, feature) is feature
-    (table,) = perturbed.measured(tables)
-    assert table.measured
+    (table,) = perturbed.with_error_response(tables)
+    assert table.has_error_response
 
 
 def test_a_closed_rehearsal_still_has_its_answers() -> None:
     tables, kept = recorded()
     perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     push(perturbed, "guided")
-    (before,) = perturbed.measured(tables)
+    (before,) = perturbed.with_error_response(tables)
     perturbed.close()
-    (after,) = perturbed.measured(tables)
-    assert after.measured
+    (after,) = perturbed.with_error_response(tables)
+    assert after.has_error_response
     np.testing.assert_array_equal(after.deviation, before.deviation)
 
 
@@ -404,5 +404,5 @@ def test_answers_that_are_no_numbers_are_left_out(value: float) -> None:
     for i, feature in enumerate(RECORDED):
         if perturbed.predict(i, "guided") is None:
             perturbed.observe(i, "guided", feature * (value if i == last else 1.01))
-    (table,) = perturbed.measured(tables)
+    (table,) = perturbed.with_error_response(tables)
     assert np.isfinite(table.gain).all() and np.isfinite(table.deviation).all()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ertacache.erta.interval_costs import interval_costs
+from ertacache.erta.notes import note
 from ertacache.erta.plan import Plan
 from ertacache.erta.plan_file import plan_from_json, plan_to_json
 from ertacache.erta.planner import (
@@ -23,7 +24,7 @@ from ertacache.erta.planner import (
     euler_response,
     solve,
 )
-from ertacache.erta.predictors import Affine, Predictor, hold, line
+from ertacache.erta.predictors import FittedLine
 from ertacache.erta.prior import conservative_error_response
 from ertacache.erta.problem import Problem, profile_grams, resets_at
 from ertacache.erta.profile import Measured, Profile
@@ -81,6 +82,10 @@ def plan_for(settings: Settings, profile: Profile | None = PROFILE, schedule: np
     return solve(Problem(schedule, euler_response, profile, edges), settings)
 
 
+def codes(plan: Plan) -> list[str]:
+    return [found.code for found in plan.notes]
+
+
 def computed_at(plan: Plan) -> list[int]:
     return [i for i, computed in enumerate(plan.compute) if computed]
 
@@ -122,8 +127,7 @@ def test_too_few_evaluations_are_all_computed_with_a_note(steps: int) -> None:
     plan = plan_for(Settings(2.0), None, schedule)
     assert all(plan.compute)
     assert plan.sigmas == pytest.approx(schedule[:-1])
-    assert "too few" in plan.notes[0]
-    assert str(steps) in plan.notes[0]
+    assert plan.notes == (note("too_few_calls", calls=steps, least=MIN_CALLS),)
 
 
 def test_the_first_count_that_is_enough_is_planned() -> None:
@@ -133,11 +137,11 @@ def test_the_first_count_that_is_enough_is_planned() -> None:
 def test_speed_beyond_reach_gives_the_nearest_with_a_note() -> None:
     plan = plan_for(Settings(100.0))
     assert plan.computed == 2
-    assert any("more than 24 model calls allow: 2 computed, 12.00x" in note for note in plan.notes)
+    assert note("speed_limited", speed=100, calls=24, computed=2, limit="12.00") in plan.notes
     ends = plan_for(Settings(4.0, protect_start=5, protect_end=4))
     assert {0, 1, 2, 3, 4, 20, 21, 22, 23} <= set(computed_at(ends))
     assert ends.computed == 9
-    assert any("9 computed, 2.67x" in note for note in ends.notes)
+    assert note("speed_limited", speed=4, calls=24, computed=9, limit="2.67") in ends.notes
     assert not plan_for(Settings(2.0, protect_start=5, protect_end=4)).notes
 
 
@@ -149,7 +153,7 @@ def test_longest_gap_is_kept_and_where_it_cannot_be_that_is_noted() -> None:
     # 6 computed of 24 with skipped intervals of at most 2 reach no further than model call 12.
     beyond = plan_for(Settings(4.0, longest_gap=2))
     assert beyond.computed == 6
-    assert any("cannot be 2: it is 4" in note for note in beyond.notes)
+    assert note("longest_gap_exceeded", computed=6, wanted=2, longest=4) in beyond.notes
 
 
 def test_evaluations_outside_the_measured_range_are_computed() -> None:
@@ -195,15 +199,16 @@ def test_plan_is_the_best_of_all_schedules_by_the_costs_of_its_gaps(
     schedule = flow(count)
     profile = profile_at(schedule[:-1]) if measured else None
     settings = Settings(count / computed, predictor=predictor, corrector=corrector, protect_end=protect_end)
-    run = Run(euler_response(schedule), settings, resets_at(schedule[:-1], edges), profile)
-    required, limit = run.required(), longest_interval(count, computed)
-    costs = interval_costs(run.simulation, possible_intervals(count, limit, required, run.resets), slope, corrector)
+    problem = Problem(schedule, euler_response, profile, edges)
+    required = {*range(count - protect_end, count), *problem.resets}
+    limit = longest_interval(count, computed)
+    costs = interval_costs(problem.search, possible_intervals(count, limit, required, problem.resets), slope, corrector)
 
     def score(compute: Schedule) -> float:
         places = [*np.flatnonzero(compute), count]
-        known = histories((*compute, True), run.resets)
-        # A skipped interval's history ends with the model call it begins at, also where that is a restart.
-        intervals = [((s,) if s in run.resets else (s, *known[s][:1]), t) for s, t in itertools.pairwise(places)]
+        known = histories((*compute, True), problem.resets)
+        # An interval's history ends with the call it begins at, also where that is a history reset.
+        intervals = [((s,) if s in problem.resets else (s, *known[s][:1]), t) for s, t in itertools.pairwise(places)]
         return sum(costs[history, t] for history, t in intervals if t > history[0] + 1)
 
     candidates = all_schedules(count, computed, limit, required)
@@ -300,7 +305,7 @@ def test_hundreds_of_evaluations_are_searched_or_evenly_spread_with_a_note(count
     assert any(plan.corrections)
     if count * longest_interval(count, wanted) ** 2 > MAX_INTERVALS:
         assert plan.compute == even(count, wanted, {1})
-        assert plan.notes == (f"{count} model calls at this speed are too many to search: evenly spread",)
+        assert plan.notes == (note("search_too_long", calls=count),)
     else:
         assert plan.notes == ()
         assert plan.computed == wanted
@@ -346,7 +351,7 @@ def test_preset_is_stretched_with_a_note_and_needs_no_profile() -> None:
     settings = Settings(1.0, preset=(0, 1, 2, 5, 11), preset_steps=12)
     plan = plan_for(settings, None)
     assert computed_at(plan) == [0, 2, 4, 10, 23]
-    assert "stretched to 24" in plan.notes[0]
+    assert plan.notes[0] == note("preset_stretched", steps=12, calls=24)
     assert computed_at(plan_for(settings, None, flow(12))) == [0, 1, 2, 5, 11]
     assert plan_for(settings, None, flow(12)).notes == ()
 
@@ -355,7 +360,7 @@ def test_paper_mode_without_a_profile_is_even_and_held() -> None:
     plan = plan_for(Settings(3.0, mode="paper"), None)
     assert set(plan.coefficients) == {(), (1.0,)}
     assert set(plan.corrections) == {0.0}
-    assert "without a profile" in plan.notes[0]
+    assert plan.notes[0] == note("paper_without_profile")
 
 
 # Edges
@@ -425,25 +430,25 @@ def twice_per_step(schedule: np.ndarray) -> ImpulseResponse:
 
 def test_what_adjusted_timesteps_do_by_themselves_is_said_to_be_left_out() -> None:
     moved = plan_for(Settings(2.0, mode="paper", timesteps=True))
-    assert moved.schedule and any("predicted error leaves out" in note for note in moved.notes)
-    assert not any("predicted error leaves out" in note for note in plan_for(Settings(2.0, mode="paper")).notes)
+    assert moved.schedule and "timesteps_not_predicted" in codes(moved)
+    assert "timesteps_not_predicted" not in codes(plan_for(Settings(2.0, mode="paper")))
 
 
 def test_timesteps_that_cannot_be_known_stay_nominal_with_a_note() -> None:
     settings = Settings(2.0, timesteps=True)
     heun = solve(Problem(SCHEDULE, twice_per_step, profile_at(twice_per_step(SCHEDULE).sigmas)), settings)
     assert heun.schedule == ()
-    assert any("once per step" in note for note in heun.notes)
+    assert "timesteps_sampler" in codes(heun)
     unmeasured = plan_for(settings, None)
     assert unmeasured.schedule == ()
-    assert any("needs a profile" in note for note in unmeasured.notes)
+    assert "timesteps_need_profile" in codes(unmeasured)
 
 
 def test_a_profile_of_far_fewer_evaluations_checks_nothing_and_says_so() -> None:
     """24 recorded, the run's number beside it: more than twice is too many."""
     for steps, sparse in ((48, False), (49, True), (100, True)):
         plan = plan_for(Settings(2.0), PROFILE, flow(steps))
-        assert any("too small an error is predicted" in note for note in plan.notes) == sparse
+        assert ("profile_sparse" in codes(plan)) == sparse
         assert any(plan.residual_limits) != sparse
         assert plan.predicted_error
 
@@ -454,7 +459,7 @@ def test_a_profile_that_cannot_tell_two_evaluations_at_one_sigma_apart_promises_
     for profile, schedule in ((PROFILE, SCHEDULE), (own, flow(20))):
         plan = solve(Problem(schedule, twice_per_step, profile), Settings(2.0))
         assert plan.predicted_error == () and not any(plan.residual_limits)
-        assert ["evaluates twice at one sigma" in note for note in plan.notes] == [True]
+        assert codes(plan) == ["profile_equal_sigmas"]
         without = solve(Problem(schedule, twice_per_step, None), Settings(2.0))
         assert (plan.compute, plan.corrections) == (without.compute, without.corrections)
     assert solve(Problem(SCHEDULE, twice_per_step, own), Settings(2.0)).predicted_error
@@ -571,14 +576,8 @@ def silent(count: int) -> ErrorResponse:
 def reshaped(plan: Plan, response: ImpulseResponse, profile: Profile, answer: ErrorResponse) -> tuple[Plan, np.ndarray]:
     """The plan's schedule with what suits a model that answers so, and (T,) RMS of the end's predicted errors."""
     grams = profile_grams(profile)
-    known: dict[str, Predictor | None] = {
-        "auto": None,
-        "linear": lambda history, i: line(response.sigmas, history, i, 1.0),
-        "hold": hold,
-        "affine": Affine(grams),
-    }
     simulation = Simulation(response, grams, answer, frozenset(plan.resets))
-    shape = simulation.fit(plan.compute, known[plan.settings.predictor], plan.settings.corrector)
+    shape = simulation.fit(plan.compute, plan.settings.method(True, False)[0], plan.settings.corrector)
     fitted = {name: tuple(getattr(shape, name)) for name in ("coefficients", "offsets", "corrections")}
     return replace(plan, **fitted), np.sqrt(shape.squares)
 
@@ -636,11 +635,11 @@ def test_answers_are_pooled_over_the_runs_in_which_they_were_measured() -> None:
 
 def test_where_no_answer_was_measured_a_cautious_one_is_expected_with_a_note() -> None:
     unmeasured = plan_for(Settings(2.0), UNANSWERED)
-    assert [note for note in unmeasured.notes if "how errors grow was not measured (ERTA Profile does)" in note]
+    assert "no_error_response_remedy" in codes(unmeasured)
     blocks = plan_for(Settings(2.0, level="blocks"), replace(UNANSWERED, measured=replace(MEASURED, level="blocks")))
-    assert [note for note in blocks.notes if "how errors grow was not measured: " in note], "nor can it be"
+    assert "no_error_response" in codes(blocks), "nor can it be"
     cautious = conservative_error_response(SCHEDULE[:-1])
-    simulation = Run(euler_response(SCHEDULE), Settings(2.0), frozenset({0}), UNANSWERED).measured
+    simulation = Problem(SCHEDULE, euler_response, UNANSWERED).prediction
     assert (
         np.array_equal(simulation.error_response.deviation, cautious.deviation)
         and not simulation.error_response.gain.any()
@@ -659,13 +658,13 @@ def test_what_an_answer_to_errors_drowns_is_taken_back() -> None:
     """Then the output that ends a skipped interval tells nothing new: a correction of -1 leaves the prediction in its
     place.
     """
-    simulation = Run(euler_response(SCHEDULE), Settings(2.0), frozenset({0}), PROFILE).simulation
+    simulation = Problem(SCHEDULE, euler_response, PROFILE).search
     compute = even(24, 12, frozenset())
     first = next(i for i in range(2, 24) if compute[i] and not compute[i - 1])
 
     def correction(size: float) -> float:
         answering = replace(simulation, error_response=replace(silent(24), deviation=np.full(24, size)))
-        return answering.fit(compute, None, True).corrections[first]
+        return answering.fit(compute, FittedLine, True).corrections[first]
 
     assert correction(1e4) == pytest.approx(-1.0, abs=0.01)
     assert correction(0.0) > 0.0
@@ -680,7 +679,7 @@ def test_where_few_evaluations_would_amplify_errors_they_are_held_with_a_note(sp
     )
     chosen = terms(plan) == {1} and not any(plan.corrections)
     assert chosen == (speed == 4.0)
-    assert ["held and not corrected" in note for note in plan.notes] == [True] * chosen
+    assert codes(plan) == ["held"] * chosen
     assert plan.predicted_error[1] < 1.1 * held.predicted_error[1]
     assert plan.settings == Settings(speed), "which is what is asked again when a workflow brings the plan along"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.erta.predictors import MAX_EXTRAPOLATION, Affine, Prediction, hold, line
+from ertacache.erta.predictors import HELD, MAX_EXTRAPOLATION, Affine, Hold, Prediction, line
 from ertacache.erta.problem import profile_grams
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
@@ -57,7 +57,7 @@ def apply(prediction: Prediction, history: Sequence[int], features: np.ndarray) 
 
 
 def test_hold_gives_the_newest_computed_feature() -> None:
-    assert hold((7, 3, 0), 9) == Prediction((1.0,), 0.0)
+    assert Hold(SIGMAS, np.zeros((0, 0, 0))).predict((7, 3, 0), 9, 0.0) == HELD == Prediction((1.0,), 0.0)
 
 
 CASES = [((1, 0), 2), ((4, 1), 7), ((8, 5, 2), 11), ((9, 8), 11)]
@@ -84,14 +84,14 @@ def test_line_with_a_share_of_its_slope_goes_that_far_from_the_newest(
 
 @pytest.mark.parametrize(("history", "i"), CASES)
 def test_line_without_slope_holds(history: tuple[int, ...], i: int) -> None:
-    assert line(SIGMAS, history, i, 0.0) == hold(history, i)
+    assert line(SIGMAS, history, i, 0.0) == HELD
 
 
 def test_line_holds_where_there_is_no_second_node_or_no_slope() -> None:
     heun = np.array([1.0, 0.8, 0.8, 0.5, 0.5])
-    assert line(heun, (0,), 1, 1.0) == hold((0,), 1)
-    assert line(heun, (2, 1), 3, 1.0) == hold((2, 1), 3)  # both at sigma 0.8
-    assert line(heun, (2, 1), 2, 1.0) == hold((2, 1), 2)
+    assert line(heun, (0,), 1, 1.0) == HELD
+    assert line(heun, (2, 1), 3, 1.0) == HELD  # both at sigma 0.8
+    assert line(heun, (2, 1), 2, 1.0) == HELD
     assert line(heun, (2, 0), 3, 1.0).coefficients == pytest.approx((2.5, -1.5))
     assert line(heun, (1, 0), 2, 1.0) == Prediction((1.0, 0.0)), "at the newest's own sigma it passes through it"
 
@@ -101,28 +101,32 @@ def test_line_is_not_drawn_too_far_however_little_of_its_slope_is_taken(share: f
     near = np.array([1.0, 0.99, 0.99 - 0.01 * (MAX_EXTRAPOLATION - 0.5), 0.99 - 0.01 * (MAX_EXTRAPOLATION + 0.5)])
     reach = share * (MAX_EXTRAPOLATION - 0.5)
     assert line(near, (1, 0), 2, share).coefficients == pytest.approx((1.0 + reach, -reach))
-    assert line(near, (1, 0), 3, share) == hold((1, 0), 3)
+    assert line(near, (1, 0), 3, share) == HELD
     rising = 2.0 - near
-    assert line(rising, (1, 0), 3, share) == hold((1, 0), 3)
+    assert line(rising, (1, 0), 3, share) == HELD
 
 
 # Affine
 
 
+def affine(grams: np.ndarray) -> Affine:
+    return Affine(SIGMAS, grams)
+
+
 def test_affine_of_one_run_is_least_squares_over_its_elements() -> None:
     features = smooth_run(1)
-    predict = Affine(profile_grams(profile_of([features])))
+    predict = affine(profile_grams(profile_of([features]))).predict
     for s, i in [(0, 1), (0, 5), (3, 4), (8, 11)]:
         columns = np.stack([features[s], np.ones_like(features[s])], axis=1)
         (scale, offset), *_ = np.linalg.lstsq(columns, features[i])
-        prediction = predict((s,), i)
+        prediction = predict((s,), i, 0.0)
         assert prediction.coefficients == pytest.approx((scale,), abs=1e-10)
         assert prediction.offset == pytest.approx(offset, abs=1e-10)
 
 
 def test_affine_of_runs_that_agree_is_least_squares_over_all_of_them() -> None:
     features = smooth_run(1)
-    one, two = (Affine(profile_grams(profile_of([features] * n)))((2,), 5) for n in (1, 3))
+    one, two = (affine(profile_grams(profile_of([features] * n))).predict((2,), 5, 0.0) for n in (1, 3))
     assert two.coefficients == pytest.approx(one.coefficients, abs=1e-9)
     assert two.offset == pytest.approx(one.offset, abs=1e-9)
 
@@ -136,7 +140,7 @@ def test_affine_is_the_papers_rectification_with_the_corrected_b_and_not_with_th
     k = 4 * slope
     corrected = 4 * (eps.mean() - 0.5) - k * reused.mean()
     printed = 4 * (eps.mean() - 0.5) - 4 * k * reused.mean()
-    ours = apply(Affine(profile_grams(profile_of([features])))((2,), 5), (2,), features)
+    ours = apply(affine(profile_grams(profile_of([features]))).predict((2,), 5, 0.0), (2,), features)
 
     def rectified(b: float) -> np.ndarray:
         return reused - ((k * reused + b) / 4 + 0.5)
@@ -157,7 +161,7 @@ def test_affine_that_only_holds_on_one_run_is_shrunk_to_holding() -> None:
     for features in runs:
         features[5] = features[2]
     runs[0][5] = 0.5 * runs[0][2]
-    prediction = Affine(profile_grams(profile_of(runs)))((2,), 5)
+    prediction = affine(profile_grams(profile_of(runs))).predict((2,), 5, 0.0)
     assert prediction.coefficients == pytest.approx((1.0,), abs=1e-6)
     assert prediction.offset == pytest.approx(0.0, abs=1e-6)
 
@@ -166,19 +170,19 @@ def test_affine_that_holds_on_every_run_is_kept() -> None:
     runs = [smooth_run(seed) for seed in range(4)]
     for features in runs:
         features[5] = as_float32(0.7 * features[2] + 0.1)
-    prediction = Affine(profile_grams(profile_of(runs)))((2,), 5)
+    prediction = affine(profile_grams(profile_of(runs))).predict((2,), 5, 0.0)
     assert prediction.coefficients == pytest.approx((0.7,), abs=1e-5)
     assert prediction.offset == pytest.approx(0.1, abs=1e-5)
 
 
 def test_affine_holds_where_a_feature_has_no_spread() -> None:
     flat = np.ones((len(SIGMAS), 20))
-    assert Affine(profile_grams(profile_of([flat])))((2,), 5) == Prediction((1.0,), 0.0)
+    assert affine(profile_grams(profile_of([flat]))).predict((2,), 5, 0.0) == Prediction((1.0,), 0.0)
 
 
 def test_affine_of_a_profile_of_zeros_is_finite() -> None:
     """Such a file is valid, and planning with it must not fail."""
-    prediction = Affine(profile_grams(profile_of([np.zeros((len(SIGMAS), 8))] * 2)))((3, 0), 5)
+    prediction = affine(profile_grams(profile_of([np.zeros((len(SIGMAS), 8))] * 2))).predict((3, 0), 5, 0.0)
     assert prediction == Prediction((1.0,), 0.0)
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from ertacache.erta.notes import note
 from ertacache.erta.offload import put_aside
 from ertacache.erta.plan import Plan, full_plan
 from ertacache.erta.planner import euler_response, solve
 from ertacache.erta.problem import Problem
 from ertacache.erta.recorder import Recorder
-from ertacache.erta.replay import CARE, Replay
+from ertacache.erta.replay import TOLERANCE, Replay
 from ertacache.erta.settings import Settings
 
 KEY = "guided"
@@ -202,19 +203,19 @@ def test_gap_after_the_next_is_computed_where_a_miss_was_larger_than_care_allows
     """The miss at 4 is looked at when 6 tells its own, so 7 is the first model call that can be careful about it; at 6
     all is well again, so 9 is reused."""
     replay = Replay(HELD)
-    found = kinds(replay, jumping(4, 0.1 * CARE * times))
+    found = kinds(replay, jumping(4, 0.1 * TOLERANCE * times))
     if times < 1.0:
         assert found == "1010101010"
         assert replay.notes == ()
     else:
         assert found == "1010101110"
-        assert replay.notes == ("unlike the profiled runs from model call 7 on: 1 computed on top of the plan",)
+        assert replay.notes == (note("unlike_profile", call=7, count=1),)
 
 
 def test_run_that_stays_unlike_is_computed_from_then_on_and_the_first_is_named() -> None:
     replay = Replay(HELD)
     assert kinds(replay, [10.0 * 2**i for i in range(10)]) == "1010111111"
-    assert replay.notes == ("unlike the profiled runs from model call 5 on: 3 computed on top of the plan",)
+    assert replay.notes == (note("unlike_profile", call=5, count=3),)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

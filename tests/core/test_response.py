@@ -163,12 +163,12 @@ def forgets_the_model(model: Denoise, x: Tensor) -> Tensor:
 
 
 REFUSED = {
-    "number of calls depends on the outputs": (adaptive, "depends on what the model answers"),
-    "place of a call depends on the outputs": (adaptive_sigma, "depends on what the model answers"),
+    "number of calls depends on the outputs": (adaptive, "depends on the model's outputs"),
+    "place of a call depends on the outputs": (adaptive_sigma, "depends on the model's outputs"),
     "a square": (squares, "not a linear function"),
     "an added constant": (shifts, "not a linear function"),
     "sigma 0": (evaluates_at_zero, "sigma 0"),
-    "no model call": (never_evaluates, "never evaluates"),
+    "no model call": (never_evaluates, "never calls"),
     "NaN in the result": (gives_nan, "not finite"),
     "NaN as sigma": (asks_at_nan, "sigma nan"),
     "no end": (never_ends, f"more than {MAX_CALLS}"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ertacache.erta.planner import euler_response
-from ertacache.erta.predictors import Affine, Predictor, hold, line
+from ertacache.erta.predictors import PREDICTORS, FittedLine, Hold, Predictor, line
 from ertacache.erta.response import ImpulseResponse
 from ertacache.erta.schedules import Schedule, histories
 from ertacache.erta.simulation import MAX_CORRECTION, MAX_SLOPE, ErrorResponse, Fit, Simulation
@@ -71,7 +71,7 @@ Answers = Callable[[int, np.ndarray], np.ndarray]
 
 
 def answers_across(answer: ErrorResponse, elements: int, rng: np.random.Generator) -> Answers:
-    """A model's linear answer to an error (T, n) at model call e: a random matrix that changes as ``correlation`` says."""
+    """A model's linear response to an error (T, n) at call e: a random matrix that changes as ``correlation`` says."""
     mixing = np.linalg.cholesky(answer.correlation + 1e-9 * np.eye(COUNT))
     parts = rng.normal(size=(COUNT, elements, elements)) / np.sqrt(elements)
     matrices = answer.deviation[:, None, None] * np.tensordot(mixing, parts, 1)
@@ -108,14 +108,8 @@ def schedule(text: str) -> Schedule:
     return tuple(letter == "C" for letter in text)
 
 
-def predictor(name: str, features: np.ndarray) -> Predictor | None:
-    known: dict[str, Predictor | None] = {
-        "fitted": None,
-        "line": lambda history, i: line(SIGMAS, history, i, 1.0),
-        "hold": hold,
-        "affine": Affine(grams(features)),
-    }
-    return known[name]
+def predictor(name: str) -> type[Predictor]:
+    return PREDICTORS["linear" if name == "line" else name]
 
 
 @dataclass
@@ -200,7 +194,7 @@ def test_squares_are_those_of_a_run_stepped_through_whose_model_answers_to_nothi
     sampler: Sampler, response: ImpulseResponse, name: str, corrector: bool, text: str
 ) -> None:
     features, compute = recorded(), schedule(text)
-    shape = loop_of(features, response).fit(compute, predictor(name, features), corrector)
+    shape = loop_of(features, response).fit(compute, predictor(name), corrector)
     found = cached_run(sampler, features, shape, compute, error_response()).squares
     np.testing.assert_allclose(shape.squares, found, rtol=1e-8)
     assert found.min() > 1e-8
@@ -215,7 +209,7 @@ def test_squares_are_those_of_a_run_whose_model_is_linear_in_its_own_error(
 ) -> None:
     features, compute, answer = recorded(), schedule("CrrCCrrrCCrr"), error_response(gain=4.0)
     simulation = loop_of(features, response, answer, frozenset(resets))
-    shape = simulation.fit(compute, predictor(name, features), corrector)
+    shape = simulation.fit(compute, predictor(name), corrector)
     found = cached_run(sampler, features, shape, compute, answer, frozenset(resets)).squares
     np.testing.assert_allclose(shape.squares, found, rtol=1e-8)
     unanswered = cached_run(sampler, features, shape, compute, error_response(), frozenset(resets)).squares
@@ -231,7 +225,7 @@ def test_squares_are_the_mean_over_models_that_answer_in_random_directions(
 ) -> None:
     features, compute = recorded(elements=150), schedule("CCrrCrCrrrCr")
     answer = error_response(gain, 3.0, alike)
-    shape = loop_of(features, response, answer).fit(compute, predictor(name, features), True)
+    shape = loop_of(features, response, answer).fit(compute, predictor(name), True)
     rng = np.random.default_rng(0)
     models = [answers_across(answer, 150, rng) for _ in range(150)]
     runs = [cached_run(sampler, features, shape, compute, answer, across=model).squares for model in models]
@@ -243,7 +237,7 @@ def test_squares_are_the_mean_over_models_that_answer_in_random_directions(
 def test_under_fresh_noise_the_gain_acts_on_what_lies_along_recorded_features_alone() -> None:
     features, compute, answer = recorded(elements=150), schedule("CCrrCrCrrrCr"), error_response(-3.0, 3.0)
     noisy = replace(EULER, stochastic=True)
-    shape = loop_of(features, noisy, answer).fit(compute, hold, True)
+    shape = loop_of(features, noisy, answer).fit(compute, Hold, True)
     rng = np.random.default_rng(0)
     models = [answers_across(answer, 150, rng) for _ in range(150)]
     runs = [cached_run(euler, features, shape, compute, answer, across=model, forgets=True).squares for model in models]
@@ -255,7 +249,7 @@ def test_under_fresh_noise_the_gain_acts_on_what_lies_along_recorded_features_al
 def test_errors_of_one_sign_add_up_where_they_are_answered_alike() -> None:
     features, compute = recorded(), schedule("CCrCrCrCrCrC")
     apart, together = (loop_of(features, answer=error_response(0.0, 3.0, alike)) for alike in (0.0, 5.0))
-    shape = apart.fit(compute, hold, False)
+    shape = apart.fit(compute, Hold, False)
     assert np.all(together.follow(compute, shape).squares > 1.2 * apart.follow(compute, shape).squares)
 
 
@@ -263,10 +257,10 @@ def test_a_gap_leaves_what_its_prediction_misses_by_hand() -> None:
     """Steps of -1/12 and features 0 1 2 ... of one element: held from 0, the outputs 1 and 2 miss 1 + 2 of them."""
     response = euler_response(np.linspace(1, 0, COUNT + 1))
     features = np.arange(float(COUNT))[None, :, None]
-    held = loop_of(features, response).fit(schedule("CrrCCCCCCCCC"), hold, False)
+    held = loop_of(features, response).fit(schedule("CrrCCCCCCCCC"), Hold, False)
     assert held.squares == pytest.approx([(3 / 12) ** 2])
     # Model call 3 tells that 3 are missing: once more on top of it makes up for all.
-    mended = loop_of(features, response).fit(schedule("CrrCCCCCCCCC"), hold, True)
+    mended = loop_of(features, response).fit(schedule("CrrCCCCCCCCC"), Hold, True)
     assert mended.corrections[3] == pytest.approx(1.0)
     assert mended.squares == pytest.approx([0.0], abs=1e-15)
 
@@ -274,7 +268,7 @@ def test_a_gap_leaves_what_its_prediction_misses_by_hand() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_computing_everything_leaves_no_error_and_nothing_to_predict(name: str) -> None:
     features = recorded()
-    shape = loop_of(features, answer=error_response(4.0, 5.0)).fit((True,) * COUNT, predictor(name, features), True)
+    shape = loop_of(features, answer=error_response(4.0, 5.0)).fit((True,) * COUNT, predictor(name), True)
     assert shape.squares.tolist() == [0.0] * 3
     assert shape.coefficients == [()] * COUNT
     assert shape.offsets == shape.corrections == [0.0] * COUNT
@@ -302,7 +296,7 @@ def test_slope_is_least_squares_over_what_the_gap_leaves_at_the_end_in_all_runs(
     inside = 0
     for seed, text in enumerate(SCHEDULES * 5):
         features, compute, answer = recorded(seed, noise=0.1), schedule(text), error_response(gain)
-        shape = loop_of(features, response, answer).fit(compute, None, corrector)
+        shape = loop_of(features, response, answer).fit(compute, FittedLine, corrector)
         seen = cached_run(sampler, features, shape, compute, answer).seen
         past = histories(compute)
         for first, found in slopes(shape, compute).items():
@@ -323,7 +317,7 @@ def test_slope_is_the_share_that_all_runs_follow_and_never_backwards_nor_too_ste
     step = (features[:, 1] - features[:, 0]) / (SIGMAS[1] - SIGMAS[0])
     for i in range(2, COUNT):
         features[:, i] = features[:, 1] + share * (SIGMAS[i] - SIGMAS[1]) * step
-    shape = loop_of(features).fit(schedule("CCrrrCCCCCCC"), None, False)
+    shape = loop_of(features).fit(schedule("CCrrrCCCCCCC"), FittedLine, False)
     (found,) = slopes(shape, schedule("CCrrrCCCCCCC")).values()
     assert found == pytest.approx(np.clip(share, 0.0, MAX_SLOPE), abs=1e-8)
     ratios = (SIGMAS[2:5] - SIGMAS[1]) / (SIGMAS[1] - SIGMAS[0])
@@ -335,7 +329,7 @@ def test_slope_is_the_share_that_all_runs_follow_and_never_backwards_nor_too_ste
 @pytest.mark.parametrize("text", SCHEDULES)
 def test_a_gap_has_one_slope_which_its_closing_evaluation_is_compared_with_too(text: str) -> None:
     compute = schedule(text)
-    shape = loop_of(recorded()).fit(compute, None, True)
+    shape = loop_of(recorded()).fit(compute, FittedLine, True)
     found = slopes(shape, compute)
     share = 0.0
     for i, history in enumerate(histories(compute)):
@@ -349,7 +343,7 @@ def test_a_gap_in_which_the_line_would_be_drawn_too_far_is_held_from_its_first_e
     sigmas = np.array([1.0, 0.999, 0.99, 0.95, *np.linspace(0.9, 0.1, COUNT - 4), 0.0])
     features = (sigmas[:-1, None] - sigmas[1]) * np.arange(1.0, 6.0)[None, None]
     one, two = (
-        loop_of(features, euler_response(sigmas)).fit(schedule(text), None, False).coefficients
+        loop_of(features, euler_response(sigmas)).fit(schedule(text), FittedLine, False).coefficients
         for text in ("CCrCCCCCCCCC", "CCrrCCCCCCCC")
     )
     assert len(one[2]) == 2
@@ -368,7 +362,7 @@ def test_correction_is_least_squares_over_all_that_is_wrong_so_far(
     made = 0
     for seed, text in enumerate(SCHEDULES * 2):
         features, compute, answer = recorded(seed), schedule(text), error_response(gain)
-        shape = loop_of(features, response, answer).fit(compute, predictor(name, features), True)
+        shape = loop_of(features, response, answer).fit(compute, predictor(name), True)
         trace = cached_run(sampler, features, shape, compute, answer)
         past = histories(compute)
         for t in [i for i in range(1, COUNT) if shape.coefficients[i] and compute[i]]:
@@ -385,14 +379,14 @@ def test_correction_is_least_squares_over_all_that_is_wrong_so_far(
 def test_correction_counts_the_new_direction_of_what_it_is_drawn_from() -> None:
     """Least squares with one element more: the output's own new direction, wrong before anything is put on top."""
     features, compute, answer = recorded(), schedule("CCrrCCCCCCCC"), error_response(deviation=8.0)
-    shape = loop_of(features, answer=answer).fit(compute, hold, True)
+    shape = loop_of(features, answer=answer).fit(compute, Hold, True)
     error = sum(EULER.end[i] * (features[:, 1] - features[:, i]) for i in (2, 3))
     told = EULER.end[4] * (features[:, 4] - features[:, 1])
     new = EULER.end[4] * answer.deviation[4] * np.linalg.norm(error, axis=-1)
     one = np.concatenate([told.reshape(-1), new])
     (best,), *_ = np.linalg.lstsq(one[:, None], -np.concatenate([np.reshape(error, -1), new]))
     assert shape.corrections[4] == pytest.approx(best, rel=1e-8)
-    quiet = loop_of(features).fit(compute, hold, True).corrections[4]
+    quiet = loop_of(features).fit(compute, Hold, True).corrections[4]
     assert abs(best) < 0.9 * abs(quiet), "an answer that tells less is worth less"
 
 
@@ -406,7 +400,7 @@ def told_by(share: float, length: int, weak: float = 1.0) -> Fit:
     features[:, 1 : length + 1] = np.arange(1.0, 6.0)
     features[:, length + 1] = share * np.arange(1.0, 6.0)
     compute = tuple(not 1 <= i <= length for i in range(COUNT))
-    return loop_of(features, ImpulseResponse(even.sigmas, matrix)).fit(compute, hold, True)
+    return loop_of(features, ImpulseResponse(even.sigmas, matrix)).fit(compute, Hold, True)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
@@ -430,12 +424,12 @@ def test_no_correction_by_an_output_that_hardly_moves_the_latent() -> None:
 
 def test_nothing_is_corrected_where_nothing_was_reused_or_the_model_is_asked_something_else() -> None:
     features, compute = recorded(), schedule("CCrrCCrrCCrr")
-    shape = loop_of(features).fit(compute, None, True)
+    shape = loop_of(features).fit(compute, FittedLine, True)
     assert [i for i in range(COUNT) if shape.corrections[i]] == [4, 8]
-    restarted = loop_of(features, resets=frozenset({0, 4})).fit(compute, None, True)
+    restarted = loop_of(features, resets=frozenset({0, 4})).fit(compute, FittedLine, True)
     assert [i for i in range(COUNT) if restarted.corrections[i]] == [8]
     assert restarted.coefficients[4] == ()
-    off = loop_of(features).fit(compute, None, False)
+    off = loop_of(features).fit(compute, FittedLine, False)
     assert off.corrections == [0.0] * COUNT
     assert [i for i in range(COUNT) if off.coefficients[i]] == [2, 3, 4, 6, 7, 8, 10, 11]
 
@@ -450,17 +444,17 @@ def test_misses_are_the_largest_that_a_recorded_run_has_at_the_evaluation_that_e
     sampler: Sampler, response: ImpulseResponse, corrector: bool, name: str
 ) -> None:
     features, compute, answer = recorded(), schedule("CCrrCrCrrrCC"), error_response(gain=4.0)
-    shape = loop_of(features, response, answer).fit(compute, predictor(name, features), corrector)
+    shape = loop_of(features, response, answer).fit(compute, predictor(name), corrector)
     trace = cached_run(sampler, features, shape, compute, answer)
     past = histories(compute)
     for t in range(COUNT):
         if t not in (4, 6, 10):
-            assert shape.residual_limits[t] == 0.0, t
+            assert shape.residuals[t] == 0.0, t
             continue
         nodes = zip(shape.coefficients[t], past[t], strict=False)
         told = trace.seen[t][0] - sum(c * trace.seen[n][0] for c, n in nodes) - shape.offsets[t]
         found = np.linalg.norm(told, axis=-1) / np.linalg.norm(features[:, t], axis=-1)
-        assert shape.residual_limits[t] == pytest.approx(found.max(), rel=1e-6), t
+        assert shape.residuals[t] == pytest.approx(found.max(), rel=1e-6), t
 
 
 # What was decided with another answer
@@ -474,7 +468,7 @@ def test_followed_shape_keeps_its_coefficients_and_has_the_errors_of_the_other_m
 ) -> None:
     features, compute, answer = recorded(), schedule("CCrrCrCrrrCC"), error_response(gain=4.0)
     calm = loop_of(features, response)
-    shape = calm.fit(compute, predictor(name, features), corrector)
+    shape = calm.fit(compute, predictor(name), corrector)
     followed = loop_of(features, response, answer).follow(compute, shape)
     for kept in ("coefficients", "offsets", "corrections"):
         assert list(getattr(followed, kept)) == list(getattr(shape, kept)), kept
@@ -484,7 +478,7 @@ def test_followed_shape_keeps_its_coefficients_and_has_the_errors_of_the_other_m
     assert np.abs(followed.squares / shape.squares - 1.0).max() > 0.1
     again = calm.follow(compute, shape)
     np.testing.assert_allclose(again.squares, shape.squares)
-    np.testing.assert_allclose(again.residual_limits, shape.residual_limits)
+    np.testing.assert_allclose(again.residuals, shape.residuals)
 
 
 # Restarts
@@ -496,11 +490,11 @@ def test_history_does_not_reach_over_a_restart(name: str) -> None:
     compute, features, other = schedule("CCrrCrrCCrrC"), recorded(0), recorded(1)
     other[:, 4:] = features[:, 4:]
     one, two = (
-        loop_of(each, resets=frozenset({0, 4})).fit(compute, predictor(name, each), False) for each in (features, other)
+        loop_of(each, resets=frozenset({0, 4})).fit(compute, predictor(name), False) for each in (features, other)
     )
     assert np.all(one.squares != two.squares)
     for i in range(4, COUNT):
         assert one.coefficients[i] == pytest.approx(two.coefficients[i], rel=1e-9), i
     assert len(one.coefficients[5]) == len(one.coefficients[6]) == 1
-    through = loop_of(features).fit(compute, predictor("line", features), False)
+    through = loop_of(features).fit(compute, predictor("line"), False)
     assert len(through.coefficients[5]) == 2

@@ -29,8 +29,8 @@ package = types.ModuleType("ertacache")
 package.__path__ = [sys.argv[1]]
 sys.modules["ertacache"] = package
 from ertacache.comfy_erta.store import Store
-from ertacache.erta.profile import Profile
-old, new = (Profile.from_bytes(Path(name).read_bytes()) for name in sys.argv[3:5])
+from ertacache.erta.profile_file import from_bytes
+old, new = (from_bytes(Path(name).read_bytes()) for name in sys.argv[3:5])
 store = Store(Path(sys.argv[2]))
 """
 
