@@ -1,4 +1,4 @@
-"""PEERS.md, T13 and T14: what counts are model calls, wherever they fall, never steps or calls of something else."""
+"""docs/compatibility/traps.md, T13 and T14: what counts are model calls, wherever they fall, never steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEERS.md, T21 to T24: other nodes on the same model, torch.compile, and what a reused model call costs.
+"""docs/compatibility/traps.md, T21 to T24: other nodes on the model, torch.compile, what a reused model call costs.
 
 T20, private imports, is tests/core/test_structure.py's; the control inputs of T21 are tests/comfy/test_models.py's.
 """

@@ -1,4 +1,4 @@
-"""PEERS.md, T15 and T17 to T19: state lives for one run, nothing is left on the model, no error is swallowed.
+"""docs/compatibility/traps.md, T15 and T17 to T19: state lives for one run, nothing stays, no error is swallowed.
 
 T16, state in an output that the server keeps, is tests/server/test_nodes.py's.
 """

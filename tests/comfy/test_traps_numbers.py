@@ -1,4 +1,4 @@
-"""PEERS.md, T1 to T7: wrong numbers. Each check is also shown the fault that it is there for, and must see it."""
+"""docs/compatibility/traps.md, T1 to T7: wrong numbers. Each check is also shown its fault, and must see it."""
 
 from __future__ import annotations
 

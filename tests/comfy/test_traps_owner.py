@@ -1,4 +1,4 @@
-"""PEERS.md, T8 to T12: what is kept for one cond, pass or window must never be given to another."""
+"""docs/compatibility/traps.md, T8 to T12: what is kept for one cond, pass or window is never used for another."""
 
 from __future__ import annotations
 

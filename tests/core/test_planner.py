@@ -476,7 +476,7 @@ def test_timesteps_never_move_another_evaluation_behind_an_edge() -> None:
         assert all(plan.compute[r] for r in crossed)
 
 
-# Step counts (PEERS.md, T5)
+# Step counts (docs/compatibility/traps.md, T5)
 
 
 def test_profile_at_its_own_steps_is_taken_as_it_is() -> None:

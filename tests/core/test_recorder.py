@@ -62,7 +62,7 @@ def test_any_shape_and_dtype_is_taken_as_one_list_of_numbers() -> None:
 
 
 def test_what_is_kept_does_not_change_with_the_senders_tensor() -> None:
-    """Samplers write into their tensors (PEERS.md, T2)."""
+    """Samplers write into their tensors (docs/compatibility/traps.md, T2)."""
     features = torch.randn(4, 50, generator=torch.Generator().manual_seed(4))
     (before,) = recorded(features.clone()).tables(0, 1.0)
     recorder, one = Recorder(SIGMAS), torch.empty(50)

@@ -98,7 +98,7 @@ def test_restart_makes_the_next_reuse_start_from_there() -> None:
     assert run(Replay(plan), [10, 20, 30, 40, 50])[4] == ("reused", 40)
 
 
-# What does not fit is computed (PEERS.md, T3 and T4)
+# What does not fit is computed (docs/compatibility/traps.md, T3 and T4)
 
 
 def test_plan_that_begins_with_reuse_computes_instead() -> None:

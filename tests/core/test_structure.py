@@ -103,7 +103,7 @@ def test_shipped_code_never_imports_demo_bench_or_tests() -> None:
 
 
 def test_no_model_code_and_no_private_name_of_comfyui_is_imported() -> None:
-    """One import of a name that became a method keeps two other packs from loading (PEERS.md, T20)."""
+    """Private imports keep other packs from loading in the next version (docs/compatibility/traps.md, T20)."""
     for path in shipped():
         for module, name in imports(path):
             if module.split(".")[0] not in COMFY:
@@ -136,7 +136,7 @@ def test_no_shipped_code_runs_text_unpickles_starts_programs_or_talks_to_a_netwo
 
 
 def test_no_shipped_code_draws_from_a_global_random_state() -> None:
-    """Reused outputs with noise of their own are another pack's trap (PEERS.md, T7)."""
+    """No reused output has noise of its own (docs/compatibility/traps.md, T7)."""
     drawing = ("torch.rand", "torch.manual_seed", "torch.normal", "np.random", "numpy.random", "random.")
     for path in shipped():
         for name in names(path):
@@ -145,7 +145,7 @@ def test_no_shipped_code_draws_from_a_global_random_state() -> None:
 
 
 def test_no_module_holds_mutable_state() -> None:
-    """State lives for one run (PEERS.md, T15): what a module holds never changes. Constants are in capitals."""
+    """Modules hold constants only, named in capitals (docs/compatibility/traps.md, T15)."""
     for path in shipped():
         for node in tree(path).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Dict, ast.List, ast.Set)):
