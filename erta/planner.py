@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from . import schedules
 from .interval_costs import interval_costs
 from .notes import Note, note
 from .plan import Plan, full_plan, rounded
@@ -18,18 +19,7 @@ from .predictors import FittedLine, Hold, Predictor
 from .problem import MAX_WORK, Problem
 from .profile import Profile
 from .response import ImpulseResponse
-from .schedules import (
-    Schedule,
-    as_text,
-    budget,
-    even,
-    greedy,
-    greedy_for_budget,
-    longest_interval,
-    possible_intervals,
-    preset,
-    relative_l1,
-)
+from .schedules import Schedule
 from .settings import Settings
 from .simulation import Fit
 from .timesteps import adjusted, phi
@@ -97,7 +87,7 @@ def error_curve(problem: Problem, settings: Settings) -> tuple[Point, ...]:
     for speed in CURVE:
         plan = solve(problem, replace(settings, speed=speed))
         median, worst = plan.predicted_error or (0.0, 0.0)
-        points.append(Point(speed, plan.computed, plan.calls, median, worst, as_text(plan.compute)))
+        points.append(Point(speed, plan.computed, plan.calls, median, worst, schedules.as_text(plan.compute)))
     return tuple(points)
 
 
@@ -172,23 +162,25 @@ def _choose(way: _Way, notes: list[Note]) -> Schedule:
     if settings.preset:
         if settings.preset_steps != count:
             notes.append(note("preset_stretched", steps=settings.preset_steps, calls=count))
-        return preset(settings.preset, settings.preset_steps, count, required)
+        return schedules.preset(settings.preset, settings.preset_steps, count, required)
     if settings.planned:
         return _search(way, computed, required, notes)
     if profile is None:
         notes.append(note("paper_without_profile"))
-        return even(count, computed, required)
+        return schedules.even(count, computed, required)
     relative = distances(profile)
     if settings.threshold:
-        return greedy(relative, settings.threshold, required)
-    greedily, threshold = greedy_for_budget(relative, computed, required)
+        return schedules.greedy(relative, settings.threshold, required)
+    greedily, threshold = schedules.greedy_for_budget(relative, computed, required)
     notes.append(note("threshold_found", threshold=f"{threshold:.3g}"))
     return greedily
 
 
 def distances(profile: Profile) -> np.ndarray:
     """(M, M) relative L1 distance of each pair of calls, the mean over recorded runs (docs/method.md, The paper)."""
-    return relative_l1(*(np.stack([getattr(table, name) for table in profile.tables]) for name in ("l1", "norm1")))
+    return schedules.relative_l1(
+        *(np.stack([getattr(table, name) for table in profile.tables]) for name in ("l1", "norm1"))
+    )
 
 
 def _budget(count: int, settings: Settings, required: frozenset[int], notes: list[Note]) -> int:
@@ -204,16 +196,16 @@ def _budget(count: int, settings: Settings, required: frozenset[int], notes: lis
 def _search(way: _Way, computed: int, required: frozenset[int], notes: list[Note]) -> Schedule:
     """The schedule with the least sum of interval costs."""
     count, resets, wanted = way.problem.calls, way.problem.resets, way.settings.longest_gap
-    limit = min(wanted or longest_interval(count, computed), count)
+    limit = min(wanted or schedules.longest_interval(count, computed), count)
     while True:
         if count * limit**2 > MAX_INTERVALS:
             notes.append(note("search_too_long", calls=count))
-            found = even(count, computed, required)
+            found = schedules.even(count, computed, required)
             break
-        intervals = possible_intervals(count, limit, required, resets)
+        intervals = schedules.possible_intervals(count, limit, required, resets)
         costs = interval_costs(way.problem.search, intervals, way.predictor.slope, way.corrector)
         try:
-            found = budget(count, computed, costs, limit, required, resets)
+            found = schedules.budget(count, computed, costs, limit, required, resets)
             break
         except ValueError:
             if limit >= count:

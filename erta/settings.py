@@ -32,11 +32,7 @@ class Settings:
     speed: float = _setting(
         2.0,
         "How much faster than computing every step. 1 changes nothing, 2 computes half of the steps.",
-        low=1.0,
-        high=10.0,
-        step=0.05,
-        round=0.01,
-        most=100.0,
+        **{"low": 1.0, "high": 10.0, "step": 0.05, "round": 0.01, "most": 100.0},
     )
     mode: str = _setting(
         PLANNED,
@@ -63,11 +59,7 @@ class Settings:
     threshold: float = _setting(
         0.0,
         "Paper mode: the published lambda (0.08 for Wan2.1 1.3B). 0 finds it from the speed.",
-        low=0.0,
-        high=10.0,
-        step=0.01,
-        round=0.0001,
-        most=1000.0,
+        **{"low": 0.0, "high": 10.0, "step": 0.01, "round": 0.0001, "most": 1000.0},
     )
     protect_start: int = _setting(1, "Steps at the start that are computed.", low=1, high=100, least=0, most=1000)
     protect_end: int = _setting(0, "Steps at the end that are computed.", low=0, high=100, most=1000)

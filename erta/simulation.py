@@ -1,18 +1,9 @@
 """A cached run, simulated in the space of weights over recorded features (docs/method.md, Simulation).
 
-A cached run calls its model at latents that are off, so what it computes is off as well, and so is what it predicts and
-corrects from that. With delta the position error at a computed call t, in units of recorded features,
-
-    F~_t = F_t + gain_t * delta + rho_t
-
-where rho_t is a direction of its own with the mean square ``deviation_t^2 |delta|^2``. The inner product of two of
-these directions is ``deviation_t deviation_s correlation_ts <delta_t, delta_s>``, so that errors of one sign add up.
-All else about a sampler and a plan is linear. So a whole run is matrix arithmetic on vectors of weights, lengths are
-taken in the profile's Gram matrices, and the best slope and correction of each interval are least squares in what the
-run will really have at hand.
-
-Measured against runs of a small trained video model (make studies, "predicted"): rank correlation above 0.9 over
-schedules, speeds, predictors and samplers.
+A cached run calls its model at latents that are off. With delta the position error at a computed call t, in units of
+recorded features, the model's output is ``F_t + gain_t delta + rho_t``, where rho_t is a direction of its own. All else
+about a sampler and a plan is linear, and lengths are taken in the profile's Gram matrices. So the best slope and
+correction of each interval are least squares in what the run will really have at hand.
 """
 
 from __future__ import annotations

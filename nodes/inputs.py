@@ -1,4 +1,7 @@
-"""Inputs that several nodes share, and how they become settings."""
+"""Inputs that several nodes share, and how they become settings.
+
+What an input that is a setting offers, and its help, stands in erta/settings.py; the other inputs are declared here.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,43 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..comfy_erta.levels import has_blocks
+from ..comfy_erta.blocks import has_blocks
+from ..comfy_erta.caching import BUILT_IN, RECORD
 from ..comfy_erta.presets import preset_names, preset_steps
-from ..comfy_erta.tasks import BUILT_IN, RECORD
-from ..erta.predictors import PREDICTORS
-from ..erta.settings import MODES, Settings
+from ..erta.settings import AUTO, BLOCKS, DECLARED, OUTPUT, PAPER, Settings
 
 ProfileType = io.Custom("ERTA_PROFILE")
 
 CATEGORY = "ERTACache"
-AUTO, ON, OFF = "auto", "on", "off"
+ON, OFF, NONE = "on", "off", "none"
 
 
-def advanced(given: Any) -> Any:
+def advanced(made: Any) -> Any:
     """Mark an input as advanced; the keyword for it is newer than the oldest ComfyUI that this runs on."""
-    if given.extra_dict is None:
-        given.extra_dict = {}
-    given.extra_dict["advanced"] = True
-    return given
+    if made.extra_dict is None:
+        made.extra_dict = {}
+    made.extra_dict["advanced"] = True
+    return made
+
+
+def setting_input(name: str, options: tuple[str, ...] = (), **changed: Any) -> Any:
+    """The input of a setting as erta/settings.py declares it. options: those of the node, where it offers others."""
+    declared = DECLARED[name]
+    limits, default = declared.metadata, changed.pop("default", declared.default)
+    options = options or limits.get("options", ())
+    common = {"tooltip": limits["help"], **changed}
+    if options:
+        return io.Combo.Input(name, options=list(options), default=options[0] if name == "level" else default, **common)
+    if isinstance(default, bool):
+        return io.Boolean.Input(name, default=default, **common)
+    numbers = {"default": default, "min": limits["low"], "max": limits["high"]}
+    if isinstance(default, int):
+        return io.Int.Input(name, **numbers, **common)
+    return io.Float.Input(name, **numbers, step=limits["step"], round=limits["round"], **common)
 
 
 def ksampler_inputs() -> list[Any]:
-    """KSampler's own inputs with its defaults and limits."""
+    """KSampler's own inputs with its limits."""
     return [
         io.Model.Input("model", tooltip="The model to sample with, after LoRAs and shift."),
         io.Int.Input(
@@ -55,21 +73,8 @@ def ksampler_inputs() -> list[Any]:
 def cache_inputs() -> list[Any]:
     """The knob, the mode, the profile, and what experts may override."""
     return [
-        io.Float.Input(
-            "speed",
-            default=2.0,
-            min=1.0,
-            max=10.0,
-            step=0.05,
-            round=0.01,
-            tooltip="How much faster than computing every step. 1 changes nothing, 2 computes half of the steps.",
-        ),
-        io.Combo.Input(
-            "mode",
-            options=list(MODES),
-            default=MODES[0],
-            tooltip="planned: the best plan for this speed. paper: ERTACache as published, for comparison.",
-        ),
+        setting_input("speed"),
+        setting_input("mode"),
         ProfileType.Input(
             "profile",
             optional=True,
@@ -80,6 +85,7 @@ def cache_inputs() -> list[Any]:
 
 
 def _advanced_inputs() -> list[Any]:
+    simple = ("threshold", "protect_start", "protect_end", "longest_gap")
     return [
         io.Combo.Input(
             "without_profile",
@@ -88,64 +94,12 @@ def _advanced_inputs() -> list[Any]:
             optional=True,
             tooltip="No profile fits: render once in full and keep one, or be fast at once without a prediction.",
         ),
-        io.Combo.Input(
-            "level",
-            options=[AUTO, "output", "blocks"],
-            default=AUTO,
-            optional=True,
-            tooltip="output: reuse after guidance, tiny cache, any model. blocks: the transformer's, some models.",
-        ),
-        io.Combo.Input(
-            "predictor",
-            options=list(PREDICTORS),
-            default=AUTO,
-            optional=True,
-            tooltip="How a reused step is made from the computed ones. auto: a fitted line; in paper mode affine.",
-        ),
-        io.Boolean.Input(
-            "corrector",
-            default=True,
-            optional=True,
-            tooltip="At each computed step make up for the error of the reused ones before it (planned, output level).",
-        ),
-        io.Combo.Input(
-            "timesteps",
-            options=[AUTO, ON, OFF],
-            default=AUTO,
-            optional=True,
-            tooltip="The paper's timestep adjustment. auto: on in paper mode, off when planned.",
-        ),
-        io.Float.Input(
-            "threshold",
-            default=0.0,
-            min=0.0,
-            max=10.0,
-            step=0.01,
-            round=0.0001,
-            optional=True,
-            tooltip="Paper mode: the published lambda (0.08 for Wan2.1 1.3B). 0 finds it from the speed.",
-        ),
-        io.Int.Input(
-            "protect_start", default=1, min=1, max=100, optional=True, tooltip="Steps at the start that are computed."
-        ),
-        io.Int.Input(
-            "protect_end", default=0, min=0, max=100, optional=True, tooltip="Steps at the end that are computed."
-        ),
-        io.Int.Input(
-            "longest_interval",
-            default=0,
-            min=0,
-            max=100,
-            optional=True,
-            tooltip="Most steps from one computed step to the next. 0: twice the mean.",
-        ),
-        io.Combo.Input(
-            "preset",
-            options=["none", *preset_names()],
-            default="none",
-            optional=True,
-            tooltip="A published list of steps to compute instead of a plan from a profile.",
-        ),
+        setting_input("level", (AUTO, OUTPUT, BLOCKS), optional=True),
+        setting_input("predictor", optional=True),
+        setting_input("corrector", optional=True),
+        setting_input("timesteps", (AUTO, ON, OFF), default=AUTO, optional=True),
+        *(setting_input(name, optional=True) for name in simple),
+        setting_input("preset", (NONE, *preset_names()), default=NONE, optional=True),
         io.String.Input(
             "plan",
             default="",
@@ -154,12 +108,7 @@ def _advanced_inputs() -> list[Any]:
             socketless=True,
             tooltip="The last run's plan, so that a shared workflow renders the same. Fills itself; may be cleared.",
         ),
-        io.Boolean.Input(
-            "check",
-            default=True,
-            optional=True,
-            tooltip="Compute more steps in a run that turns out unlike the profiled ones (planned, output level).",
-        ),
+        setting_input("check", optional=True),
         io.Boolean.Input(
             "offload",
             default=False,
@@ -171,30 +120,25 @@ def _advanced_inputs() -> list[Any]:
 
 def plan_place() -> int:
     """Where the plan stands among a node's widget values, from the end: all inputs behind it are widgets."""
-    names = [given.id for given in _advanced_inputs()]
+    names = [made.id for made in _advanced_inputs()]
     return names.index("plan") - len(names)
 
 
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of ``cache_inputs``; optional ones that a prompt leaves out have their declared default."""
+    return {**{made.id: made.default for made in _advanced_inputs()}, **values}
+
+
 def settings_from(model: Any, values: dict[str, Any]) -> Settings:
-    """The settings that the inputs of ``cache_inputs`` express; values may lack the optional ones."""
-    mode = values["mode"]
-    level = values.get("level", AUTO)
+    """The settings that the inputs of ``cache_inputs`` express, all of them there."""
+    mode, level, timesteps = values["mode"], values["level"], values["timesteps"]
     if level == AUTO:
-        level = "blocks" if mode == "paper" and has_blocks(model) else "output"
-    timesteps = values.get("timesteps", AUTO)
-    steps, published_for = preset_steps(values.get("preset", "none"))
-    return Settings(
-        speed=values["speed"],
-        mode=mode,
-        level=level,
-        predictor=values.get("predictor", AUTO),
-        corrector=values.get("corrector", True),
-        check=values.get("check", True),
-        timesteps=mode == "paper" if timesteps == AUTO else timesteps == ON,
-        threshold=values.get("threshold", 0.0) if mode == "paper" else 0.0,
-        protect_start=values.get("protect_start", 1),
-        protect_end=values.get("protect_end", 0),
-        longest_gap=values.get("longest_interval", 0),
-        preset=steps,
-        preset_steps=published_for,
-    )
+        level = BLOCKS if mode == PAPER and has_blocks(model) else OUTPUT
+    steps, published_for = preset_steps(values["preset"])
+    resolved = {
+        "level": level,
+        "timesteps": mode == PAPER if timesteps == AUTO else timesteps == ON,
+        "threshold": values["threshold"] if mode == PAPER else 0.0,
+        "preset": steps,
+    }
+    return Settings(**{name: resolved.get(name, values[name]) for name in DECLARED}, preset_steps=published_for)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ertacache.erta import problem as problem_module
 from ertacache.erta.interval_costs import interval_costs
 from ertacache.erta.notes import note
 from ertacache.erta.plan import Plan
@@ -24,7 +27,7 @@ from ertacache.erta.planner import (
     euler_response,
     solve,
 )
-from ertacache.erta.predictors import FittedLine
+from ertacache.erta.predictors import PREDICTORS, FittedLine
 from ertacache.erta.prior import conservative_error_response
 from ertacache.erta.problem import Problem, profile_grams, resets_at
 from ertacache.erta.profile import Measured, Profile
@@ -34,7 +37,7 @@ from ertacache.erta.replay import Replay
 from ertacache.erta.resampling import resampled
 from ertacache.erta.response import ImpulseResponse, UnknownResponse, probe
 from ertacache.erta.schedules import Schedule, even, histories, longest_interval, possible_intervals
-from ertacache.erta.settings import Settings
+from ertacache.erta.settings import DECLARED, Settings
 from ertacache.erta.simulation import ErrorResponse, Simulation
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
@@ -799,3 +802,35 @@ def test_euler_response_is_what_the_probe_finds() -> None:
     found, known = probe(euler(SCHEDULE)), euler_response(SCHEDULE)
     np.testing.assert_allclose(found.matrix, known.matrix, atol=1e-14)
     np.testing.assert_array_equal(found.sigmas, known.sigmas)
+
+
+def test_a_curve_resamples_and_hashes_the_profile_once_and_probes_the_sampler_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: Counter[str] = Counter()
+
+    def counting(owner: Any, name: str) -> None:
+        whole = getattr(owner, name)
+
+        def call(*given: Any) -> Any:
+            counted[name] += 1
+            return whole(*given)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counting(problem_module, "resampled")
+    counting(problem_module.profile_file, "digest")
+
+    def respond(schedule: np.ndarray) -> ImpulseResponse:
+        counted["respond"] += 1
+        return euler_response(schedule)
+
+    problem = Problem(flow(30), respond, PROFILE)
+    assert solve(problem, Settings(2.0)).profile
+    assert len(error_curve(problem, Settings(2.0))) == len(CURVE) == 7
+    assert counted == {"resampled": 1, "digest": 1, "respond": 1}
+
+
+def test_predictors_that_settings_offer_are_those_of_the_table() -> None:
+    offered = {name for name, predictor in PREDICTORS.items() if predictor.selectable}
+    assert set(DECLARED["predictor"].metadata["options"]) == {"auto", *offered}
