@@ -86,7 +86,7 @@ class Replay:
         self.cache_bytes = max(self.cache_bytes, self._held())
 
     def _check(self, i: int, residual: Tensor, feature: Tensor) -> None:
-        """Decide by the residual of the interval before, while this one's is on its way: the device is not waited for."""
+        """Decide by the residual of the interval before; this one's is on its way from the device meanwhile."""
         if not self.plan.residual_limits[i] > 0.0:
             return
         if self._residual is not None:
