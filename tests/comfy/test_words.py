@@ -1,7 +1,7 @@
 """The words that artists read: help pages and locales, in English and Chinese, against what the nodes declare.
 
 The English nodeDefs.json is written from the schemas, the notes in locales/en/main.json from erta/notes.py. After a
-change of them that is meant, write both anew, and translate what is new in locales/zh/ and in the pages under web/docs/:
+change of them that is meant, write both anew, and translate what is new in locales/zh/ and in web/docs/:
 
     ERTA_RENEW_LOCALES=1 python -P -m pytest tests/comfy/test_words.py -k english
 """
