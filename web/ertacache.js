@@ -6,7 +6,7 @@ import { html } from "./dom.js";
 import { after, allNodes, nodeAt, widgetOf } from "./graph.js";
 import { recall, remember } from "./memory.js";
 import { hasPanel, Panel, panelOf } from "./panel.js";
-import { profileButtons, profileMenu, tell } from "./profiles.js";
+import { profileButtons, profileMenu, toast } from "./profiles.js";
 import { loadWords, noteText } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
@@ -61,7 +61,7 @@ app.registerExtension({
     after(node, "onExecuted", (/** @type {Output | null} */ output) => output && ran(node, output));
   },
 
-  /** Nodes are made anew when a page, a tab or an earlier state is loaded. */
+  /** Nodes are built again when a page, a tab or an earlier state is loaded. */
   afterConfigureGraph() {
     for (const node of allNodes()) {
       const panel = panelOf(node);
@@ -99,5 +99,5 @@ function ran(node, output) {
   panel.show(output);
   remember(node, { output, ran: panel.ran });
   fills.get(node)?.(output.erta?.[output.erta.length - 1]?.plan);
-  if (isOn(TOASTS)) for (const note of news) tell("warn", noteText(note));
+  if (isOn(TOASTS)) for (const note of news) toast("warn", noteText(note));
 }

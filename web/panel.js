@@ -83,7 +83,7 @@ export class Panel {
   }
 
   /**
-   * Nodes 2.0 keeps the frame of a node that an undo builds anew, and with it the old node's element: take its place.
+   * Nodes 2.0 keeps the frame of a node that an undo builds again, and with it the old node's element: take its place.
    */
   takePlace() {
     if (this.element.isConnected || this.node.graph !== app.canvas?.graph) return;

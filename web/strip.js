@@ -39,7 +39,7 @@ export class Strip {
 
   /** What was really done so far. @param {string} kinds */
   fill(kinds) {
-    if (kinds.length > this.cells.length) this.plan(kinds, this.sigmas); // more than foreseen, or nothing was foreseen
+    if (kinds.length > this.cells.length) this.plan(kinds, this.sigmas); // more than planned, or nothing was planned
     const before = this.done;
     this.done = kinds;
     for (let i = 0; i < this.cells.length; i++) if (before[i] !== kinds[i]) this.draw(i);

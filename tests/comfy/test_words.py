@@ -162,7 +162,7 @@ def help_of(node: str, language: str) -> str:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("node", SCHEMAS)
-def test_help_tells_of_everything_on_the_node(node: str, language: str):
+def test_help_describes_everything_on_the_node(node: str, language: str):
     page, words = help_of(node, language), read(language, "nodeDefs")[node]
     assert page.splitlines()[0] == f"# {words['display_name']}"
     assert len(PICTURE.findall(page)) == 1, "one picture of the node"
@@ -180,7 +180,7 @@ def test_help_tells_of_everything_on_the_node(node: str, language: str):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("node", SCHEMAS)
-def test_help_tells_the_defaults_of_the_schema(node: str, language: str):
+def test_help_states_the_defaults_of_the_schema(node: str, language: str):
     rows = help_of(node, language).splitlines()
     for name, options in inputs_of(node):
         (row,) = [line for line in rows if line.startswith(f"| `{name}`")]

@@ -24,7 +24,7 @@ WATCH = """() => {
 REPORTED = "25 of 50 model calls computed"
 
 
-def test_a_run_is_followed_told_and_shown_again(tab: Any, planned: dict[str, Any]):
+def test_a_run_is_followed_reported_and_shown_again(tab: Any, planned: dict[str, Any]):
     tab.drop("planned.json", planned)
     assert tab.words(".erta-forecast") == "25 of 50 steps computed · the error is known after a profile"
     tab.set("seed", 1000 + tab.vue)
@@ -128,9 +128,9 @@ def test_a_toast_comes_when_somebody_is_needed_and_not_when_switched_off(tab: An
 
 
 EXECUTED = """([type, content]) => app.graph.nodes.find((node) => node.comfyClass === type)
-  .onExecuted({ text: ["2x: told"], erta: [content] })"""
+  .onExecuted({ text: ["2x: 1%"], erta: [content] })"""
 TIMES = {"seconds": 1.0, "seconds_computed": 0.8, "seconds_reused": 0.2, "cache_bytes": 4096, "speed_up": 1.5}
-REPORT = {"calls": 4, "computed": 2, "reused": 2, "compute": "1010", "sigmas": [], "text": "told", **TIMES}
+REPORT = {"calls": 4, "computed": 2, "reused": 2, "compute": "1010", "sigmas": [], "text": "", **TIMES}
 POINT = {"speed": 2.0, "computed": 2, "of": 4, "median": 0.01, "worst": 0.02, "compute": "1010"}
 SHOWN = {"name": "x", "measured": {}, "sigmas": [], "map": [], "curve": [POINT]}
 
@@ -188,8 +188,8 @@ def test_notes_and_panel_are_shown_in_the_language(chinese: Any):
 
 @pytest.mark.parametrize("answer", [None, "", "null", "{}", '{"zh": {"ertacache": {"notes": {}}}}'])
 def test_without_translations_everything_is_in_english(chinese: Any, answer: str | None):
-    """None: no answer at all."""
-    route = (lambda given: given.abort()) if answer is None else (lambda given: given.fulfill(body=answer))
+    """None: no response at all."""
+    route = (lambda request: request.abort()) if answer is None else (lambda request: request.fulfill(body=answer))
     chinese.page.route("**/i18n", route)
     chinese.page.reload()
     chinese.wait_until_ready()
@@ -326,9 +326,9 @@ def test_the_forecast_in_words(ready: Any, knob: dict[str, Any], words: str):
     """On a curve of 1% where 5 of 12 are computed and 4% where 3 of 12 are: halfway lie 2%."""
     points = [(5, 0.01, 0.02), (3, 0.04, 0.08)]
     curve = [{"speed": 12 / c, "computed": c, "of": 12, "median": m, "worst": w} for c, m, w in points]
-    given = {**knob, "curve": curve if knob.get("curve") else []}
+    point = {**knob, "curve": curve if knob.get("curve") else []}
     code = "async (knob) => (await import('/extensions/ertacache/forecast.js')).forecast(knob)"
-    assert ready.evaluate(code, given) == words
+    assert ready.evaluate(code, point) == words
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".x", "x.", "CON", "nul.txt", "x" * 65, "a b", "é", "a/b", "name\n"])
