@@ -6,7 +6,8 @@ import { html } from "./dom.js";
 import { after, allNodes, nodeAt, widgetOf } from "./graph.js";
 import { recall, remember } from "./memory.js";
 import { hasPanel, Panel, panelOf } from "./panel.js";
-import { profileButtons, profileMenu, tell } from "./profiles.js";
+import { profileButtons, profileMenu, toast } from "./profiles.js";
+import { loadWords, noteText } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
 /** @typedef {import("./panel.js").Output} Output */
@@ -30,7 +31,7 @@ app.registerExtension({
     },
     {
       id: TOASTS,
-      name: "Notify when a run did not go as wished",
+      name: "Notify when a run's report has a warning",
       type: "boolean",
       defaultValue: true,
       category: ["ERTACache", "Nodes", "Toasts"],
@@ -41,13 +42,14 @@ app.registerExtension({
     document.head.append(html("link", { rel: "stylesheet", href: new URL("./ertacache.css", import.meta.url) }));
   },
 
-  setup() {
+  async setup() {
     const listen = (/** @type {string} */ name, /** @type {(detail: any) => void} */ hear) =>
       app.api.addEventListener(`ertacache.${name}`, (/** @type {any} */ { detail }) => hear(detail));
     const strip = (/** @type {string} */ id) => (isOn(LIVE) ? panelOf(nodeAt(id))?.strip : undefined);
     listen("plan", ({ node, compute, sigmas }) => strip(node)?.plan(compute ?? "", sigmas));
     listen("step", ({ node, kinds }) => strip(node)?.fill(kinds ?? ""));
     listen("report", ({ node, report }) => ran(nodeAt(node), { text: [report.text], erta: [report] }));
+    await loadWords();
   },
 
   /** @param {Node} node */
@@ -59,7 +61,7 @@ app.registerExtension({
     after(node, "onExecuted", (/** @type {Output | null} */ output) => output && ran(node, output));
   },
 
-  /** Nodes are made anew when a page, a tab or an earlier state is loaded. */
+  /** Nodes are built again when a page, a tab or an earlier state is loaded. */
   afterConfigureGraph() {
     for (const node of allNodes()) {
       const panel = panelOf(node);
@@ -93,9 +95,9 @@ function isOn(id) {
 function ran(node, output) {
   const panel = panelOf(node);
   if (!node || !panel || !(output.erta || output.text)) return;
-  const news = (output.erta ?? []).filter((report) => panel.isNews(report));
+  const news = panel.news(output);
   panel.show(output);
   remember(node, { output, ran: panel.ran });
   fills.get(node)?.(output.erta?.[output.erta.length - 1]?.plan);
-  if (isOn(TOASTS)) for (const report of news) tell("warn", report.notes?.join(" ") || report.text);
+  if (isOn(TOASTS)) for (const note of news) toast("warn", noteText(note));
 }

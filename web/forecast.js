@@ -1,12 +1,13 @@
 // @ts-check
 /** What a turn of the knob comes to, in words: arithmetic on the curve that is known, no call to the server. */
 import { percent } from "./dom.js";
+import { translate } from "./words.js";
 
 /** @typedef {{ speed: number, computed: number, of: number, median: number, worst: number, compute?: string }} Point */
 /**
  * @typedef {object} Knob
  * @property {number} speed
- * @property {number} [evaluations] unknown for a model patch that has not run
+ * @property {number} [calls] unknown for a model patch that has not run
  * @property {Point[]} [curve]
  * @property {boolean} [fixed] something else than the speed decides what is computed
  */
@@ -18,19 +19,22 @@ function rounded(value) {
   return half === 0.5 ? low + (low % 2) : Math.round(value);
 }
 
-/** @param {number} evaluations @param {number} speed */
-export function computedOf(evaluations, speed) {
-  return Math.min(Math.max(rounded(evaluations / speed), 2), evaluations);
+/** @param {number} calls @param {number} speed */
+export function computedOf(calls, speed) {
+  return Math.min(Math.max(rounded(calls / speed), 2), calls);
 }
 
 /** @param {Knob} knob */
-export function forecast({ speed, evaluations, curve = [], fixed = false }) {
-  if (fixed) return "The preset or threshold decides which steps are computed.";
-  if (!(speed > 1)) return "Every step is computed: no error, no gain.";
-  const share = evaluations ? computedOf(evaluations, speed) / evaluations : 1 / speed;
-  if (share >= 1) return "Every step is computed: too few to skip any.";
-  const count = evaluations ? `${computedOf(evaluations, speed)} of ${evaluations} steps` : `${percent(share)} of the steps`;
-  return `${count} computed · ${expected(share, curve)}`;
+export function forecast({ speed, calls, curve = [], fixed = false }) {
+  if (fixed) return translate("The preset or threshold decides which steps are computed.");
+  if (!(speed > 1)) return translate("Every step is computed: no error, no gain.");
+  const computed = calls && computedOf(calls, speed);
+  const share = calls && computed ? computed / calls : 1 / speed;
+  if (share >= 1) return translate("Every step is computed: too few to skip any.");
+  const count = computed
+    ? translate("{computed} of {all} steps computed", { computed, all: calls })
+    : translate("{share} of the steps computed", { share: percent(share) });
+  return `${count} · ${expected(share, curve)}`;
 }
 
 /** @param {number} share computed ones of all @param {Point[]} curve */
@@ -39,15 +43,17 @@ function expected(share, curve) {
     .filter((point) => point.of > 0 && point.median > 0)
     .map((point) => ({ share: point.computed / point.of, median: point.median, worst: point.worst }))
     .sort((one, other) => other.share - one.share);
-  if (!known.length) return "the error is known after a profile";
+  if (!known.length) return translate("the error is known after a profile");
   const [least, most] = [known[0], known[known.length - 1]];
-  if (share > least.share) return `error below ${percent(least.median)}`;
-  if (share < most.share) return `error above ${percent(most.median)}`;
+  if (share > least.share) return translate("error below {error}", { error: percent(least.median) });
+  if (share < most.share) return translate("error above {error}", { error: percent(most.median) });
   const next = known.findIndex((point) => point.share <= share);
   const [above, below] = [known[Math.max(next - 1, 0)], known[next]];
   const way = above.share === below.share ? 0 : (above.share - share) / (above.share - below.share);
+  const error = percent(between(above.median, below.median, way));
   const worst = between(above.worst, below.worst, way);
-  return `error about ${percent(between(above.median, below.median, way))}${worst ? `, at worst ${percent(worst)}` : ""}`;
+  if (!worst) return translate("error about {error}", { error });
+  return translate("error about {error}, at worst {worst}", { error, worst: percent(worst) });
 }
 
 /** On a straight line of logarithms: errors grow by factors. @param {number} from @param {number} to @param {number} way */

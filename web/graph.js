@@ -9,7 +9,7 @@ import { app } from "../../scripts/app.js";
  * @property {any} options
  * @property {boolean} [serialize]
  * @property {() => any} [serializeValue]
- * @property {(...given: any[]) => any} [callback]
+ * @property {(...args: any[]) => any} [callback]
  */
 /**
  * @typedef {object} Node
@@ -64,12 +64,12 @@ export function addressOf(node) {
   return `${root.id}/${within}${node.id}/${node.comfyClass}`;
 }
 
-/** Does more after a method or callback, whatever it did before. @param {any} owner @param {string} name @param {(...given: any[]) => void} more */
+/** Does more after a method or callback, whatever it did before. @param {any} owner @param {string} name @param {(...args: any[]) => void} more */
 export function after(owner, name, more) {
   const before = owner[name];
-  owner[name] = function (/** @type {any[]} */ ...given) {
-    const result = before?.apply(this, given);
-    more(...given);
+  owner[name] = function (/** @type {any[]} */ ...args) {
+    const result = before?.apply(this, args);
+    more(...args);
     return result;
   };
 }

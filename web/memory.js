@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * What nodes last showed, for as long as the browser's tab lives: ComfyUI forgets outputs when the page is loaded anew,
- * and an undo builds the nodes anew. The workflow itself stays free of it.
+ * What nodes last showed, for as long as the browser's tab lives: ComfyUI forgets outputs when the page is reloaded,
+ * and an undo builds the nodes again. The workflow itself stays free of it.
  */
 import { addressOf } from "./graph.js";
 

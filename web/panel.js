@@ -5,8 +5,9 @@ import { html } from "./dom.js";
 import { forecast } from "./forecast.js";
 import { after, allNodes, widgetOf } from "./graph.js";
 import { ProfileView } from "./profile_view.js";
-import { needsAttention, reportParts } from "./report.js";
+import { noteList, reportParts, warningsIn } from "./report.js";
 import { Strip } from "./strip.js";
+import { translate } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
 /** @typedef {{ text?: string[], erta?: any[] }} Output */
@@ -39,7 +40,7 @@ export class Panel {
     this.forecast = caching ? html("div", { class: "erta-forecast" }) : undefined;
     this.strip = caching ? new Strip() : undefined;
     this.profile = PROFILING.has(node.comfyClass) ? new ProfileView() : undefined;
-    this.text = html("div", { class: "erta-text", tabindex: 0, role: "region", "aria-label": "ERTA report" });
+    this.text = html("div", { class: "erta-text", tabindex: 0, role: "region", "aria-label": translate("ERTA report") });
     this.element = html("div", { class: "erta-panel" });
     const parts = [this.forecast, this.strip?.element, caching && legend(), this.profile?.element, this.text];
     this.element.append(...parts.filter((part) => !!part));
@@ -82,7 +83,7 @@ export class Panel {
   }
 
   /**
-   * Nodes 2.0 keeps the frame of a node that an undo builds anew, and with it the old node's element: take its place.
+   * Nodes 2.0 keeps the frame of a node that an undo builds again, and with it the old node's element: take its place.
    */
   takePlace() {
     if (this.element.isConnected || this.node.graph !== app.canvas?.graph) return;
@@ -96,27 +97,31 @@ export class Panel {
     this.ran = ran;
     if (this.profile && content?.curve?.length) {
       this.profile.show(content);
-      this.say(...notesIn(output.text));
+      this.put(...noteList(content.notes));
       for (const node of allNodes()) panelOf(node)?.refresh(); // it may be connected to one of them
       return;
     }
-    if (content?.evaluations === undefined) return this.say(...(output.text ?? []));
+    if (content?.calls === undefined) return this.say(...(output.text ?? []));
     this.strip?.finished(content.compute ?? "", content.sigmas);
-    const parts = (output.erta ?? []).flatMap((report) => reportParts(report));
-    this.text.replaceChildren(...parts);
+    this.put(...(output.erta ?? []).flatMap((report) => reportParts(report)));
     this.refresh();
   }
 
-  /** Whether a report asks for somebody's attention that has not been told yet. @param {any} report */
-  isNews(report) {
-    const shown = this.output?.erta ?? [];
-    return needsAttention(report) && !shown.some((old) => old.text === report.text && old.seconds === report.seconds);
+  /** Warnings not shown yet: ComfyUI's cache sends an output again. @param {Output} output */
+  news({ erta = [] }) {
+    const shown = (this.output?.erta ?? []).map((content) => JSON.stringify(content));
+    return erta.filter((content) => !shown.includes(JSON.stringify(content))).flatMap(warningsIn);
   }
 
   /** @param {string[]} lines */
   say(...lines) {
-    this.text.replaceChildren(...lines.map((line) => html("div", {}, line)));
-    this.text.toggleAttribute("hidden", !lines.length);
+    this.put(...lines.map((line) => html("div", {}, line)));
+  }
+
+  /** @param {HTMLElement[]} parts */
+  put(...parts) {
+    this.text.replaceChildren(...parts);
+    this.text.toggleAttribute("hidden", !parts.length);
   }
 
   knobs() {
@@ -126,12 +131,14 @@ export class Panel {
   /** Says what the knobs come to as they stand now. */
   refresh() {
     if (!this.forecast) return;
-    const words = this.isLinked("speed") || this.isLinked("steps") ? "Speed or steps come from another node." : "";
+    const linked = this.isLinked("speed") || this.isLinked("steps");
     const now = this.knobs();
     const fixed = (now.preset ?? "none") !== "none" || (now.mode === "paper" && now.threshold > 0);
     const curve = this.knownCurve(now);
-    const told = words || forecast({ speed: now.speed, evaluations: this.evaluations(now, curve), curve, fixed });
-    if (this.forecast.textContent !== told) this.forecast.textContent = told;
+    const words = linked
+      ? translate("Speed or steps come from another node.")
+      : forecast({ speed: now.speed, calls: this.calls(now, curve), curve, fixed });
+    if (this.forecast.textContent !== words) this.forecast.textContent = words;
   }
 
   /** @param {string} name */
@@ -139,9 +146,9 @@ export class Panel {
     return !!this.node.inputs?.some((input) => input.widget?.name === name && input.link != null);
   }
 
-  /** Some samplers evaluate more than once a step, which the last run tells. @param {Record<string, any>} now @param {any[]} curve */
-  evaluations(now, curve) {
-    const last = this.output?.erta?.[this.output.erta.length - 1]?.evaluations;
+  /** Some samplers call the model more than once a step: the last run shows how often. @param {Record<string, any>} now @param {any[]} curve */
+  calls(now, curve) {
+    const last = this.output?.erta?.[this.output.erta.length - 1]?.calls;
     if (now.steps === undefined) return last ?? curve[0]?.of;
     const comparable = last && this.ran?.steps && this.ran.sampler_name === now.sampler_name;
     return comparable ? Math.round((now.steps * last) / this.ran?.steps) : now.steps;
@@ -159,19 +166,14 @@ export class Panel {
 
 /** @param {string} comfyClass */
 function hintOf(comfyClass) {
-  if (PROFILING.has(comfyClass)) return "Run it once, and the error to expect at each speed appears here.";
-  return "The report of the run appears here.";
-}
-
-/** The lines that the drawing does not say: those after the errors. @param {string[] | undefined} text */
-function notesIn(text) {
-  const lines = (text ?? []).join("\n").split("\n");
-  return lines.slice(2).filter((line) => !/^[\d.]+x: /.test(line));
+  if (PROFILING.has(comfyClass)) return translate("Run it once: then the predicted error at each speed appears here.");
+  return translate("The report of the run appears here.");
 }
 
 function legend() {
-  const key = (/** @type {string} */ kind) => html("span", { class: `erta-key ${kind}` }, kind);
-  return html("div", { class: "erta-legend", "aria-hidden": "true" }, key("computed"), key("reused"));
+  const computed = html("span", { class: "erta-key computed" }, translate("computed"));
+  const reused = html("span", { class: "erta-key reused" }, translate("reused"));
+  return html("div", { class: "erta-legend", "aria-hidden": "true" }, computed, reused);
 }
 
 /** Controls keep their clicks; the wheel and the middle button still move the canvas. @param {HTMLElement} element */

@@ -1,7 +1,8 @@
 // @ts-check
-/** A profile to look at: predicted error by speed, the plan at a chosen speed, and how evaluations differ in pairs. */
+/** A profile to look at: predicted error by speed, the plan at a chosen speed, and how model calls differ in pairs. */
 import { html, percent, svg, times } from "./dom.js";
 import { Strip } from "./strip.js";
+import { translate } from "./words.js";
 
 /** @typedef {import("./forecast.js").Point} Point */
 /** @typedef {{ name: string, measured: any, sigmas?: number[], curve?: Point[], map?: number[][] }} Content */
@@ -14,14 +15,14 @@ const SHADES = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253,
 export class ProfileView {
   constructor() {
     this.curve = svg("svg", { class: "erta-curve", role: "img" });
-    this.slider = html("input", { type: "range", min: 0, step: 1, "aria-label": "Speed to look at" });
+    this.slider = html("input", { type: "range", min: 0, step: 1, "aria-label": translate("Speed to look at") });
     this.choice = html("div", { class: "erta-choice" });
     this.strip = new Strip();
     this.map = html("canvas", { class: "erta-map", role: "img" });
     this.largest = html("span");
     this.facts = html("div", { class: "erta-facts" });
     const scale = html("div", { class: "erta-scale" }, "0", html("span", { class: "erta-gradient" }), this.largest);
-    const caption = html("div", { class: "erta-caption" }, "How much evaluations differ");
+    const caption = html("div", { class: "erta-caption" }, translate("How much model calls differ"));
     this.lower = html("div", { class: "erta-pair" }, html("div", {}, this.map, scale), html("div", {}, caption, this.facts));
     this.element = html("div", { class: "erta-profile", hidden: "" });
     this.element.append(this.curve, this.slider, this.choice, this.strip.element, this.lower);
@@ -81,8 +82,9 @@ export class ProfileView {
 
   drawCurve() {
     const known = this.points.filter((point) => point.median > 0);
-    const told = known.map((point) => `${times(point.speed)} ${percent(point.median)}`).join(", ");
-    this.curve.setAttribute("aria-label", `Predicted error by speed: ${told || "not known"}`);
+    const list = known.map((point) => `${times(point.speed)} ${percent(point.median)}`).join(", ");
+    const title = translate("Predicted error by speed:");
+    this.curve.setAttribute("aria-label", `${title} ${list || translate("not known")}`);
     this.curve.toggleAttribute("hidden", !known.length);
     if (!known.length) return;
     const values = known.flatMap((point) => [point.median, point.worst]).filter((value) => value > 0);
@@ -114,9 +116,9 @@ export class ProfileView {
     for (const { speed } of this.points.filter(({ speed }) => speed % 0.5 === 0)) {
       yield svg("text", { x: this.across(speed), y: floor + 13, "text-anchor": "middle" }, times(speed));
     }
-    yield svg("text", { x: MARGIN.left, y: HEIGHT - 5 }, "Predicted error by speed:");
-    yield svg("text", { x: MARGIN.left + 140, y: HEIGHT - 5, class: "erta-key-median" }, "● median");
-    yield svg("text", { x: MARGIN.left + 200, y: HEIGHT - 5, class: "erta-key-worst" }, "◇ worst");
+    yield svg("text", { x: MARGIN.left, y: HEIGHT - 5 }, translate("Predicted error by speed:"));
+    yield svg("text", { x: MARGIN.left + 140, y: HEIGHT - 5, class: "erta-key-median" }, `● ${translate("median")}`);
+    yield svg("text", { x: MARGIN.left + 200, y: HEIGHT - 5, class: "erta-key-worst" }, `◇ ${translate("worst")}`);
   }
 
   /** @param {"median" | "worst"} kind @param {Point[]} known @param {(error: number) => number} down */
@@ -145,7 +147,8 @@ export class ProfileView {
     paint.putImageData(picture, 0, 0);
     const near = map.slice(1).reduce((sum, row, i) => sum + row[i], 0) / Math.max(side - 1, 1);
     this.largest.textContent = percent(most);
-    const words = `Difference between evaluations in pairs: neighbours ${percent(near)} on average, at most ${percent(most)}`;
+    const values = { near: percent(near), most: percent(most) };
+    const words = translate("Difference between model calls: neighbours {near} on average, at most {most}", values);
     this.map.setAttribute("aria-label", words);
   }
 
@@ -156,23 +159,26 @@ export class ProfileView {
     const [row, column] = [y, x].map((part) => Math.min(Math.max(Math.floor(part * map.length), 0), map.length - 1));
     const count = this.content?.sigmas?.length ?? map.length;
     const name = (/** @type {number} */ i) => 1 + Math.round((i * (count - 1)) / Math.max(map.length - 1, 1));
-    this.map.title = `${name(row)} and ${name(column)}: ${percent(map[row]?.[column] ?? 0)}`;
+    this.map.title = `${name(row)} / ${name(column)}: ${percent(map[row]?.[column] ?? 0)}`;
   }
 }
 
 /** @param {Point} point */
 function describe({ computed, of, median, worst }) {
-  const count = `${computed} of ${of} computed`;
-  return median > 0 ? `${count}, error ${percent(median)}, at worst ${percent(worst)}` : `${count}, error not known`;
+  const count = translate("{computed} of {all} computed", { computed, all: of });
+  const error = { error: percent(median), worst: percent(worst) };
+  return `${count}, ${median > 0 ? translate("error {error}, at worst {worst}", error) : translate("error not known")}`;
 }
 
 /** @param {Content} content */
 function facts({ name, measured = {} }) {
-  const guidance = measured.guidance == null ? "" : `guidance ${measured.guidance}`;
+  const { guidance, steps, level } = measured;
   const lines = [name, measured.model_class, [measured.sampler, measured.scheduler].filter(Boolean).join(", ")];
   const size = (measured.latent_shape ?? []).join("×");
-  lines.push([measured.steps && `${measured.steps} steps`, guidance].filter(Boolean).join(", "), size && `latent ${size}`);
-  lines.push(measured.level && `${measured.level} level`);
+  const numbers = [steps && translate("{steps} steps", { steps })];
+  numbers.push(guidance != null && translate("guidance {guidance}", { guidance }));
+  lines.push(numbers.filter(Boolean).join(", "), size && `latent ${size}`);
+  lines.push(level && translate("{level} level", { level }));
   return lines.filter(Boolean).map(String);
 }
 

@@ -40,16 +40,16 @@ async function attempt(act, node) {
   try {
     await act(node);
   } catch (problem) {
-    tell("error", problem instanceof Error ? problem.message : String(problem));
+    toast("error", problem instanceof Error ? problem.message : String(problem));
   }
 }
 
 /** @param {Node} node */
 async function exportProfile(node) {
   const name = chosen(node);
-  const answer = await app.api.getUserData(pathOf(name));
-  if (!answer.ok) throw new Error(`${name} is not among your own profiles on this server.`);
-  const url = URL.createObjectURL(await answer.blob());
+  const response = await app.api.getUserData(pathOf(name));
+  if (!response.ok) throw new Error(`${name} is not among your own profiles on this server.`);
+  const url = URL.createObjectURL(await response.blob());
   html("a", { href: url, download: name + ENDING }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000); // the download has begun by then
 }
@@ -60,31 +60,31 @@ async function importProfile(node) {
   if (!file) return;
   const name = checkedName(file.name.endsWith(ENDING) ? file.name.slice(0, -ENDING.length) : file.name);
   await checkProfile(file);
-  let answer = await store(name, file, false);
-  if (answer.status === CONFLICT) {
+  let response = await store(name, file, false);
+  if (response.status === CONFLICT) {
     const message = `There is a profile ${name} already. Replace it?`;
     if (!(await app.extensionManager.dialog.confirm({ title: "Import ERTA profile", message, type: "overwrite" }))) return;
-    answer = await store(name, file, true);
+    response = await store(name, file, true);
   }
-  if (!answer.ok) throw new Error(`The server did not keep the profile (${answer.status}).`);
+  if (!response.ok) throw new Error(`The server did not keep the profile (${response.status}).`);
   await choose([node], name);
-  tell("success", `Profile ${name} is ready.`);
+  toast("success", `Profile ${name} is ready.`);
 }
 
 /** @param {Node} node */
 async function renameProfile(node) {
   const name = chosen(node);
   const asked = { title: "Rename ERTA profile", message: `New name for ${name}`, defaultValue: name };
-  const given = await app.extensionManager.dialog.prompt(asked);
-  if (given == null || given === name) return;
-  const target = checkedName(given);
-  const answer = await app.api.moveUserData(pathOf(name), pathOf(target), { overwrite: false });
-  if (answer.status === CONFLICT) throw new Error(`There is a profile ${target} already.`);
-  if (answer.status === NOT_FOUND) throw new Error(`${name} is not among your own profiles on this server.`);
-  if (!answer.ok) throw new Error(`The server did not rename the profile (${answer.status}).`);
+  const newName = await app.extensionManager.dialog.prompt(asked);
+  if (newName == null || newName === name) return;
+  const target = checkedName(newName);
+  const response = await app.api.moveUserData(pathOf(name), pathOf(target), { overwrite: false });
+  if (response.status === CONFLICT) throw new Error(`There is a profile ${target} already.`);
+  if (response.status === NOT_FOUND) throw new Error(`${name} is not among your own profiles on this server.`);
+  if (!response.ok) throw new Error(`The server did not rename the profile (${response.status}).`);
   const loading = allNodes().filter((one) => one.comfyClass === node.comfyClass && widgetOf(one, "name")?.value === name);
   await choose(loading, target);
-  tell("success", `Profile ${name} is called ${target} now.`);
+  toast("success", `Profile ${name} is called ${target} now.`);
 }
 
 /** @param {Node} node */
@@ -92,11 +92,11 @@ async function deleteProfile(node) {
   const name = chosen(node);
   const message = `Delete the profile ${name} for good?`;
   if (!(await app.extensionManager.dialog.confirm({ title: "Delete ERTA profile", message, type: "delete" }))) return;
-  const answer = await app.api.deleteUserData(pathOf(name));
-  if (answer.status === NOT_FOUND) throw new Error(`${name} is not among your own profiles on this server.`);
-  if (!answer.ok) throw new Error(`The server did not delete the profile (${answer.status}).`);
+  const response = await app.api.deleteUserData(pathOf(name));
+  if (response.status === NOT_FOUND) throw new Error(`${name} is not among your own profiles on this server.`);
+  if (!response.ok) throw new Error(`The server did not delete the profile (${response.status}).`);
   await choose([node], undefined);
-  tell("success", `Profile ${name} is gone.`);
+  toast("success", `Profile ${name} is gone.`);
 }
 
 /** Shows the store as it is now. @param {Node[]} nodes @param {string | undefined} name none: the first there is */
@@ -163,6 +163,6 @@ function pickFile() {
 }
 
 /** @param {"success" | "warn" | "error"} severity @param {string} detail */
-export function tell(severity, detail) {
+export function toast(severity, detail) {
   app.extensionManager.toast.add({ severity, summary: "ERTACache", detail, life: severity === "success" ? 4000 : 10_000 });
 }

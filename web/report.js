@@ -1,17 +1,18 @@
 // @ts-check
 /** A run's report, laid out: what was gained, what it rests on, what to know. */
 import { amount, duration, html, percent, times } from "./dom.js";
+import { noteText, translate } from "./words.js";
 
 /**
  * @typedef {object} Report
- * @property {number} evaluations
+ * @property {number} calls
  * @property {number} computed
  * @property {number} reused
  * @property {number} seconds
  * @property {number} seconds_computed
  * @property {number} seconds_reused
  * @property {number} cache_bytes
- * @property {string[]} notes
+ * @property {import("./words.js").Note[]} notes
  * @property {boolean} complete
  * @property {number[]} predicted_error
  * @property {string} [plan]
@@ -28,39 +29,41 @@ export function reportParts(report) {
   const parts = [html("div", { class: "erta-headline" }, headline(report)), html("div", {}, facts(report))];
   const [median, worst] = report.predicted_error ?? [];
   if (median > 0) {
-    const error = `Predicted error ${percent(median)} of the latent, ${percent(worst)} in the worst recorded run.`;
-    parts.push(html("div", {}, error));
+    const error = { median: percent(median), worst: percent(worst) };
+    const words = translate("Predicted error {median} of the latent, {worst} in the worst recorded run.", error);
+    parts.push(html("div", {}, words));
   }
-  if (report.notes?.length) {
-    const items = report.notes.map((note) => html("li", {}, capital(note)));
-    parts.push(html("ul", { class: report.complete === false ? "erta-notes erta-warning" : "erta-notes" }, ...items));
-  }
-  return parts;
+  return [...parts, ...noteList(report.notes)];
+}
+
+/** One list, or nothing for no notes. @param {import("./words.js").Note[]} [notes] */
+export function noteList(notes = []) {
+  const mark = (/** @type {string} */ level) => (level === "warning" ? "erta-warning" : undefined);
+  const items = notes.map((note) => html("li", { class: mark(note.level) }, noteText(note)));
+  return items.length ? [html("ul", { class: "erta-notes" }, ...items)] : [];
+}
+
+/** @param {{ notes?: import("./words.js").Note[] }} content */
+export function warningsIn({ notes = [] }) {
+  return notes.filter((note) => note.level === "warning");
 }
 
 /** @param {Report} report */
-function headline({ computed, evaluations, reused, speed_up: gain }) {
-  if (!reused) return `All ${evaluations} evaluations computed`;
-  return `${gain > 1.005 ? `${times(gain)} faster` : "No faster"}, ${computed} of ${evaluations} evaluations computed`;
+function headline({ computed, calls, reused, speed_up: gain }) {
+  if (!reused) return translate("All {calls} model calls computed", { calls });
+  const count = { computed, calls, gain: times(gain) };
+  if (gain <= 1.005) return translate("No faster, {computed} of {calls} model calls computed", count);
+  return translate("{gain} faster, {computed} of {calls} model calls computed", count);
 }
 
 /** @param {Report} report */
 function facts(report) {
   const found = [duration(report.seconds)];
-  if (report.computed) found.push(`${duration(report.seconds_computed / report.computed)} per computed one`);
+  const per = (/** @type {number} */ seconds, /** @type {number} */ count) => ({ time: duration(seconds / count) });
+  if (report.computed) found.push(translate("{time} per computed call", per(report.seconds_computed, report.computed)));
   if (report.reused) {
-    found.push(`${duration(report.seconds_reused / report.reused)} per reused one`);
-    found.push(`cache ${amount(report.cache_bytes)}`);
+    found.push(translate("{time} per reused call", per(report.seconds_reused, report.reused)));
+    found.push(translate("cache {size}", { size: amount(report.cache_bytes) }));
   }
   return found.join(" · ");
-}
-
-/** @param {string} text */
-function capital(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1);
-}
-
-/** Whether somebody should know that the run did not go as wished. @param {Report} report */
-export function needsAttention(report) {
-  return report.complete === false || (report.notes ?? []).some((note) => /not fit|is not used|nothing recorded/.test(note));
 }

@@ -1,15 +1,16 @@
 // @ts-check
 /**
- * The plan strip: one cell per evaluation. Computed ones are tall, reused ones low and of another colour; planned ones
+ * The plan strip: one cell per model call. Computed ones are tall, reused ones low and of another colour; planned ones
  * are outlined, done ones filled.
  */
 import { svg } from "./dom.js";
+import { translate } from "./words.js";
 
 const CELL = 10; // units of the drawing, which is stretched to the width there is
 const TALL = 100;
 const LOW = 42;
 
-/** One letter per evaluation: "1" computed, "0" reused. @param {string} kinds */
+/** One letter per model call: "1" computed, "0" reused. @param {string} kinds */
 const computedIn = (kinds) => kinds.split("1").length - 1;
 
 export class Strip {
@@ -38,7 +39,7 @@ export class Strip {
 
   /** What was really done so far. @param {string} kinds */
   fill(kinds) {
-    if (kinds.length > this.cells.length) this.plan(kinds, this.sigmas); // more than foreseen, or nothing was foreseen
+    if (kinds.length > this.cells.length) this.plan(kinds, this.sigmas); // more than planned, or nothing was planned
     const before = this.done;
     this.done = kinds;
     for (let i = 0; i < this.cells.length; i++) if (before[i] !== kinds[i]) this.draw(i);
@@ -61,15 +62,18 @@ export class Strip {
     cell.setAttribute("y", String(TALL - height));
     cell.setAttribute("height", String(height));
     const sigma = Number.isFinite(this.sigmas[i]) ? `, sigma ${Number(this.sigmas[i].toPrecision(4))}` : "";
-    const what = `${isDone ? "" : "to be "}${isComputed ? "computed" : "reused"}`;
-    /** @type {SVGTitleElement} */ (cell.firstChild).textContent = `${i + 1} of ${this.cells.length}${sigma}: ${what}`;
+    const place = `${i + 1} / ${this.cells.length}${sigma}`;
+    const words = isComputed ? translate("{place}: computed", { place }) : translate("{place}: reused", { place });
+    /** @type {SVGTitleElement} */ (cell.firstChild).textContent = words;
   }
 
   describe() {
     const all = this.cells.length;
-    let words = `${computedIn(this.done)} of ${all} computed`;
-    if (!this.done) words = `planned: ${computedIn(this.planned)} of ${all} computed`;
-    else if (this.done.length < all) words = `${this.done.length} of ${all} done, ${computedIn(this.done)} computed`;
+    const done = this.done.length;
+    const computed = computedIn(done ? this.done : this.planned);
+    let words = translate("{computed} of {all} computed", { computed, all });
+    if (!done) words = translate("planned: {computed} of {all} computed", { computed, all });
+    else if (done < all) words = translate("{done} of {all} done, {computed} computed", { done, computed, all });
     this.element.setAttribute("aria-label", words);
   }
 }

@@ -1,7 +1,7 @@
 """The words that artists read: help pages and locales, in English and Chinese, against what the nodes declare.
 
-locales/en/nodeDefs.json is written from the schemas. After a change of them that is meant, write it anew, and translate
-what is new in locales/zh/nodeDefs.json and in the pages under web/docs/:
+The English nodeDefs.json is written from the schemas, the notes in locales/en/main.json from erta/notes.py. After a
+change of them that is meant, write both anew, and translate what is new in locales/zh/ and in web/docs/:
 
     ERTA_RENEW_LOCALES=1 python -P -m pytest tests/comfy/test_words.py -k english
 """
@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ertacache.erta.notes import TEXTS
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES, DOCS = ROOT / "locales", ROOT / "web" / "docs"
 SCHEMAS: dict[str, Any] = json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
@@ -28,12 +30,18 @@ PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 # Of ComfyUI's message syntax. A text with one of these breaks the front end's translation, at worst the node.
 SYNTAX = re.compile(r"[{}@|$%]")
+BRACES = re.compile(r"\{(\w+)\}")  # a value's place in a note or in a text of the panel
 # Names and units that stay as they are in Chinese.
 ALIKE = {"PSNR", "SSIM", "Sigmas", "Latent", "CFG"}
 
 
 def read(language: str, name: str) -> dict[str, Any]:
     return dict(json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def write(language: str, name: str, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (LOCALES / language / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def inputs_of(node: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -82,9 +90,16 @@ def settings_of_the_pack() -> dict[str, dict[str, Any]]:
 def test_the_english_words_are_those_of_the_schemas():
     found = {node: words_of(node) for node in SCHEMAS}
     if os.environ.get("ERTA_RENEW_LOCALES"):
-        text = json.dumps(found, indent=2, ensure_ascii=False)
-        (LOCALES / "en" / "nodeDefs.json").write_text(text + "\n", encoding="utf-8")
+        write("en", "nodeDefs", found)
     assert read("en", "nodeDefs") == found, __doc__
+
+
+def test_the_english_notes_are_those_of_the_pack():
+    found = {code: text for code, (_, text) in TEXTS.items()}
+    main = read("en", "main")
+    if os.environ.get("ERTA_RENEW_LOCALES"):
+        write("en", "main", {**main, "ertacache": {**main["ertacache"], "notes": found}})
+    assert list(read("en", "main")["ertacache"]["notes"].items()) == list(found.items()), __doc__
 
 
 @pytest.mark.parametrize("name", ["main", "nodeDefs", "settings"])
@@ -100,7 +115,25 @@ def test_chinese_has_exactly_what_english_has(name: str):
 def test_no_text_is_taken_for_message_syntax(language: str, name: str):
     for path, text in texts(read(language, name)):
         assert text.strip() == text and text, path
-        assert not SYNTAX.search(text), f"{path}: {text!r}"
+        plain = BRACES.sub("", text) if path.startswith("/ertacache/") else text
+        assert not SYNTAX.search(plain), f"{path}: {text!r}"
+
+
+def test_the_english_texts_of_the_panel_are_those_of_the_code():
+    """They are their own keys: `translate("...")` with the English text, written out where it is shown."""
+    code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "web").glob("*.js")))
+    written = re.findall(r'\btranslate\("([^"]+)"', code)
+    assert len(written) == len(re.findall(r"(?<!function )\btranslate\(", code)), "a text that is not written out"
+    found = read("en", "main")["ertacache"]["panel"]
+    assert set(found) == set(written)
+    assert all(key == text for key, text in found.items())
+
+
+@pytest.mark.parametrize("group", ["notes", "panel"])
+def test_a_translation_has_the_values_of_the_english_text(group: str):
+    english, chinese = (read(language, "main")["ertacache"][group] for language in ("en", "zh"))
+    for key, text in english.items():
+        assert sorted(BRACES.findall(chinese[key])) == sorted(BRACES.findall(text)), key
 
 
 def test_no_locale_file_is_one_that_comfyui_does_not_read():
@@ -129,7 +162,7 @@ def help_of(node: str, language: str) -> str:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("node", SCHEMAS)
-def test_help_tells_of_everything_on_the_node(node: str, language: str):
+def test_help_describes_everything_on_the_node(node: str, language: str):
     page, words = help_of(node, language), read(language, "nodeDefs")[node]
     assert page.splitlines()[0] == f"# {words['display_name']}"
     assert len(PICTURE.findall(page)) == 1, "one picture of the node"
@@ -147,7 +180,7 @@ def test_help_tells_of_everything_on_the_node(node: str, language: str):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("node", SCHEMAS)
-def test_help_tells_the_defaults_of_the_schema(node: str, language: str):
+def test_help_states_the_defaults_of_the_schema(node: str, language: str):
     rows = help_of(node, language).splitlines()
     for name, options in inputs_of(node):
         (row,) = [line for line in rows if line.startswith(f"| `{name}`")]

@@ -73,8 +73,8 @@ class Tab:
             "window.app?.extensionManager && window.app.canvas?.graph && window.app.vueAppReady"
         )
 
-    def evaluate(self, code: str, given: Any = None) -> Any:
-        return self.page.evaluate(code, given)
+    def evaluate(self, code: str, argument: Any = None) -> Any:
+        return self.page.evaluate(code, argument)
 
     def drop(self, name: str, content: bytes | dict[str, Any], kind: str = "application/json") -> None:
         data = json.dumps(content).encode() if isinstance(content, dict) else content
@@ -90,8 +90,8 @@ class Tab:
     def outputs(self) -> dict[str, Any]:
         """Of this tab's last run."""
         prompt = self.evaluate("() => window.heard.prompt")
-        with urllib.request.urlopen(f"{self.url}/history/{prompt}") as answer:
-            return dict(json.load(answer)[prompt]["outputs"])
+        with urllib.request.urlopen(f"{self.url}/history/{prompt}") as response:
+            return dict(json.load(response)[prompt]["outputs"])
 
     def set(self, name: str, value: Any, type_: str = "ERTACachedSampler") -> None:
         """Turn a widget as both renderers do: value, then callback."""

@@ -76,14 +76,14 @@ def reading(request: pytest.FixtureRequest, settled: ComfyServer, open_tab: Call
 def test_the_help_of_each_node_is_shown_with_its_picture(reading: tuple[Any, str]):
     tab, language = reading
     refused: list[str] = []
-    tab.page.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
-    for node, told in words(language).items():
+    tab.page.on("response", lambda response: refused.append(response.url) if response.status >= 400 else None)
+    for node, translated in words(language).items():
         place(tab, node)
         tab.page.mouse.click(*tab.evaluate(TITLE, tab.vue))
         tab.page.get_by_test_id("info-button").click()
-        tab.page.wait_for_function(SHOWN, arg=told["display_name"])
+        tab.page.wait_for_function(SHOWN, arg=translated["display_name"])
         shown = tab.page.locator(".node-help-content").first.inner_text()
-        labels = [one["name"] for part in ("inputs", "outputs") for one in told[part].values()]
+        labels = [one["name"] for part in ("inputs", "outputs") for one in translated[part].values()]
         assert [label for label in labels if label not in shown] == [], node
     ours = [url.split("/docs/")[1] for url in refused if "/extensions/" in url]
     # The front end asks for English by its name first, and then for the page without a language.
@@ -96,24 +96,24 @@ def test_nodes_are_labelled_in_the_language(reading: tuple[Any, str]):
     version = tab.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
     if language != "en" and tuple(map(int, version.split(".")[:2])) < KEEPS_WORDS:
         pytest.skip(f"front end {version} forgets the words of packs in languages other than English")
-    for node, told in words(language).items():
+    for node, translated in words(language).items():
         tab.evaluate(PLACE, node)
         title, inputs, outputs, widgets = tab.evaluate(WORDS)
-        assert title == told["display_name"]
-        assert outputs == [one["name"] for one in told["outputs"].values()]
-        labels = {one["name"] for one in told["inputs"].values()}
+        assert title == translated["display_name"]
+        assert outputs == [one["name"] for one in translated["outputs"].values()]
+        labels = {one["name"] for one in translated["inputs"].values()}
         assert set(inputs) <= labels <= {*inputs, *widgets}
 
 
 def test_the_server_gives_the_words_of_both_languages(settled: ComfyServer):
-    with urllib.request.urlopen(f"{settled.url}/i18n") as answer:
-        given = json.load(answer)
+    with urllib.request.urlopen(f"{settled.url}/i18n") as response:
+        served = json.load(response)
     for language in ("en", "zh"):
-        assert given[language]["nodeDefs"].items() >= words(language).items()
+        assert served[language]["nodeDefs"].items() >= words(language).items()
         for name in ("settingsCategories", "nodeCategories", "settings"):
             file = "settings" if name == "settings" else "main"
             kept = json.loads((LOCALES / language / f"{file}.json").read_text(encoding="utf-8"))
-            assert given[language][name] == (kept if name == "settings" else kept[name])
+            assert served[language][name] == (kept if name == "settings" else kept[name])
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import pytest
 from ertacache.demo.server import ComfyServer
 
 PROFILE = "for-the-browser"
-GRAPHS = Path(__file__).resolve().parents[2] / "demo" / "graphs"
+ROOT = Path(__file__).resolve().parents[2]
+GRAPHS, LOCALES = ROOT / "demo" / "graphs", ROOT / "locales"
 WATCH = """() => {
   window.labels = [];
   const strip = document.querySelector(".erta-strip");
@@ -23,7 +24,7 @@ WATCH = """() => {
 REPORTED = "25 of 50 model calls computed"
 
 
-def test_a_run_is_followed_told_and_shown_again(tab: Any, planned: dict[str, Any]):
+def test_a_run_is_followed_reported_and_shown_again(tab: Any, planned: dict[str, Any]):
     tab.drop("planned.json", planned)
     assert tab.words(".erta-forecast") == "25 of 50 steps computed · the error is known after a profile"
     tab.set("seed", 1000 + tab.vue)
@@ -97,7 +98,7 @@ def test_what_erta_profile_measures_is_drawn_and_drawn_again(tab: Any, profiled:
     drawn = "document.querySelectorAll('.erta-dot-median').length > 3"
     tab.queue()
     tab.page.wait_for_function(drawn)
-    assert "1 run recorded" in tab.words(".erta-text")
+    assert "Runs recorded: 1" in tab.page.locator(".erta-text .erta-notes li").all_text_contents()
     tab.page.wait_for_timeout(1500)  # ComfyUI keeps drafts with a delay
     tab.page.reload()
     tab.wait_until_ready()
@@ -105,11 +106,12 @@ def test_what_erta_profile_measures_is_drawn_and_drawn_again(tab: Any, profiled:
     (profiled.base / "user" / "default" / "ertacache" / f"drawn-{tab.vue}.safetensors").unlink()
 
 
+def toast(tab: Any, words: str) -> Any:
+    return tab.page.get_by_text(words).and_(tab.page.locator("[role=alert] *"))
+
+
 def test_a_toast_comes_when_somebody_is_needed_and_not_when_switched_off(tab: Any, planned: dict[str, Any]):
-    toast = tab.page.get_by_text("The workflow's plan is not used").or_(
-        tab.page.get_by_text("the workflow's plan is not used")
-    )
-    shown = toast.and_(tab.page.locator("[role=alert] *"))
+    shown = toast(tab, "The workflow's plan is not used")
     tab.drop("planned.json", planned)
     tab.set("plan", "no plan")
     tab.set("seed", 400 + tab.vue)
@@ -119,10 +121,84 @@ def test_a_toast_comes_when_somebody_is_needed_and_not_when_switched_off(tab: An
     shown.first.wait_for(state="hidden")
     tab.set("plan", "no plan either")
     tab.queue()
-    tab.wait_for(".erta-notes", "plan is not used")
+    tab.wait_for(".erta-warning", "plan is not used")
     tab.page.wait_for_timeout(1000)
     assert shown.count() == 0
     tab.evaluate("() => app.extensionManager.setting.set('ERTACache.Toasts', true)")
+
+
+EXECUTED = """([type, content]) => app.graph.nodes.find((node) => node.comfyClass === type)
+  .onExecuted({ text: ["2x: 1%"], erta: [content] })"""
+TIMES = {"seconds": 1.0, "seconds_computed": 0.8, "seconds_reused": 0.2, "cache_bytes": 4096, "speed_up": 1.5}
+REPORT = {"calls": 4, "computed": 2, "reused": 2, "compute": "1010", "sigmas": [], "text": "", **TIMES}
+POINT = {"speed": 2.0, "computed": 2, "of": 4, "median": 0.01, "worst": 0.02, "compute": "1010"}
+SHOWN = {"name": "x", "measured": {}, "sigmas": [], "map": [], "curve": [POINT]}
+
+
+def note(level: str, code: str, text: str, **values: str) -> dict[str, Any]:
+    return {"level": level, "code": code, "text": text, "values": values}
+
+
+def test_the_level_of_a_note_decides_and_not_its_words(tab: Any, planned: dict[str, Any]):
+    tab.drop("planned.json", planned)
+    tab.add_loader()
+    for type_, content in (("ERTACachedSampler", {**REPORT, "complete": False}), ("ERTALoadProfile", SHOWN)):
+        calm, alarming = f"All is well with {type_}", f"{type_}: nothing recorded, does not fit, is not used"
+        executed = {**content, "notes": [note("info", "", alarming), note("warning", "", calm)]}
+        tab.evaluate(EXECUTED, [type_, executed])
+        toast(tab, calm).first.wait_for()
+        tab.evaluate(EXECUTED, [type_, executed])  # once more, as from ComfyUI's cache
+        tab.page.wait_for_timeout(500)
+        assert toast(tab, calm).count() == 1
+        assert toast(tab, alarming).count() == 0
+        both = tab.page.locator(".erta-notes li").filter(has_text=type_)
+        assert both.all_text_contents() == [alarming, calm]
+        assert both.and_(tab.page.locator(".erta-warning")).all_text_contents() == [calm]
+        plain, marked = both.evaluate_all("(lines) => lines.map((line) => getComputedStyle(line).color)")
+        assert plain != marked
+
+
+@pytest.fixture
+def chinese(profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]) -> Any:
+    """ComfyUI speaks the browser's language unless the user has chosen another."""
+    tab = open_tab(profiled, locale="zh-CN")
+    if tab.evaluate("() => app.extensionManager.setting.get('Comfy.Locale')") != "zh":
+        pytest.skip("this front end does not take the browser's language")
+    tab.drop("planned.json", planned)
+    return tab
+
+
+def test_notes_and_panel_are_shown_in_the_language(chinese: Any):
+    words = json.loads((LOCALES / "zh" / "main.json").read_text(encoding="utf-8"))["ertacache"]
+    refused = words["notes"]["carried_refused"].partition("{")[0]
+    chinese.set("plan", "no plan")
+    chinese.set("seed", 500)
+    chinese.queue()
+    chinese.wait_for(".erta-warning", refused)
+    assert toast(chinese, refused).count() == 1
+    headline = words["panel"]["{gain} faster, {computed} of {calls} model calls computed"].partition("}")[2]
+    assert headline.format(calls=50, computed=25) in chinese.words(".erta-headline")
+    assert chinese.words(".erta-legend") == words["panel"]["computed"] + words["panel"]["reused"]
+    unknown = note("info", "of_another_version", "in English {x}", x="1")
+    known = note("info", "profile_found", "English", name="{x} $& <b>")
+    chinese.evaluate(EXECUTED, ["ERTACachedSampler", {**REPORT, "notes": [unknown, known]}])
+    chinese.wait_for(".erta-notes", "In English {x}")
+    chinese.wait_for(".erta-notes", words["notes"]["profile_found"].format(name="{x} $& <b>"))
+
+
+@pytest.mark.parametrize("answer", [None, "", "null", "{}", '{"zh": {"ertacache": {"notes": {}}}}'])
+def test_without_translations_everything_is_in_english(chinese: Any, answer: str | None):
+    """None: no response at all."""
+    route = (lambda request: request.abort()) if answer is None else (lambda request: request.fulfill(body=answer))
+    chinese.page.route("**/i18n", route)
+    chinese.page.reload()
+    chinese.wait_until_ready()
+    chinese.page.locator(".erta-panel").first.wait_for(state="attached")
+    known = note("warning", "profile_found", "profile of a name", name="a name")
+    chinese.evaluate(EXECUTED, ["ERTACachedSampler", {**REPORT, "notes": [known]}])
+    chinese.wait_for(".erta-warning", "Profile of a name")
+    assert toast(chinese, "Profile of a name").count() == 1
+    assert chinese.words(".erta-headline") == "1.5× faster, 2 of 4 model calls computed"
 
 
 def test_undo_copy_and_collapse_keep_the_panel(tab: Any, planned: dict[str, Any]):
@@ -250,9 +326,9 @@ def test_the_forecast_in_words(ready: Any, knob: dict[str, Any], words: str):
     """On a curve of 1% where 5 of 12 are computed and 4% where 3 of 12 are: halfway lie 2%."""
     points = [(5, 0.01, 0.02), (3, 0.04, 0.08)]
     curve = [{"speed": 12 / c, "computed": c, "of": 12, "median": m, "worst": w} for c, m, w in points]
-    given = {**knob, "curve": curve if knob.get("curve") else []}
+    point = {**knob, "curve": curve if knob.get("curve") else []}
     code = "async (knob) => (await import('/extensions/ertacache/forecast.js')).forecast(knob)"
-    assert ready.evaluate(code, given) == words
+    assert ready.evaluate(code, point) == words
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".x", "x.", "CON", "nul.txt", "x" * 65, "a b", "é", "a/b", "name\n"])

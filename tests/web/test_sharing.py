@@ -194,8 +194,8 @@ def test_a_workflow_in_which_nothing_was_set_works_as_well(
 ):
     """The last test: it leaves a profile with the stranger. The first render records it, the second is fast."""
     tab = strangers_tab
-    for seed, told in ((5, "All 50 model calls computed"), (6, "25 of 50 model calls computed")):
+    for seed, headline in ((5, "All 50 model calls computed"), (6, "25 of 50 model calls computed")):
         tab.drop("planned.json", planned)
         tab.set("seed", seed)
         tab.queue()
-        tab.wait_for(".erta-headline", told)
+        tab.wait_for(".erta-headline", headline)
