@@ -147,8 +147,8 @@ class Problem:
         if profile is None:
             return (*found, note("profile_equal_sigmas"))
         if not any(table.has_error_response for table in used.tables):
-            remedy = "_remedy" if source.measured.level == "output" else ""
-            found.append(note(f"no_error_response{remedy}"))
+            at_output = source.measured.level == "output"  # where ERTA Profile measures it
+            found.append(note("no_error_response_remedy" if at_output else "no_error_response"))
         if profile is not used and source.calls == self.calls:
             found.append(note("profile_resampled_sigmas"))
         elif profile is not used:

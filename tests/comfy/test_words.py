@@ -18,8 +18,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ertacache.erta.notes import TEXTS
-
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES, DOCS = ROOT / "locales", ROOT / "web" / "docs"
 SCHEMAS: dict[str, Any] = json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
@@ -92,14 +90,6 @@ def test_the_english_words_are_those_of_the_schemas():
     if os.environ.get("ERTA_RENEW_LOCALES"):
         write("en", "nodeDefs", found)
     assert read("en", "nodeDefs") == found, __doc__
-
-
-def test_the_english_notes_are_those_of_the_pack():
-    found = {code: text for code, (_, text) in TEXTS.items()}
-    main = read("en", "main")
-    if os.environ.get("ERTA_RENEW_LOCALES"):
-        write("en", "main", {**main, "ertacache": {**main["ertacache"], "notes": found}})
-    assert list(read("en", "main")["ertacache"]["notes"].items()) == list(found.items()), __doc__
 
 
 @pytest.mark.parametrize("name", ["main", "nodeDefs", "settings"])

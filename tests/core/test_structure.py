@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from ertacache.erta import notes
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("erta", "comfy_erta", "nodes")
@@ -234,3 +237,20 @@ def test_nine_of_ten_functions_fit_on_a_screen() -> None:
 
 def test_the_pack_does_not_grow() -> None:
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in shipped()) <= MOST_LINES
+
+
+def test_every_note_has_a_text_and_every_text_a_note() -> None:
+    """And a note gets the values that its text has in braces."""
+    known, used = notes.texts(), set()
+    for path in shipped():
+        for node in ast.walk(tree(path)):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "note"):
+                continue
+            codes = [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
+            codes = [code for code in codes if code in known] or codes
+            values = {keyword.arg for keyword in node.keywords}
+            for code in codes:
+                assert set(re.findall(r"\{(\w+)\}", known[code])) == values, f"{short(path)}:{node.lineno} {code}"
+            used.update(codes)
+    assert used == set(known)
+    assert set(known) >= notes.WARNINGS
