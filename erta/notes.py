@@ -1,7 +1,7 @@
 """Notes: what a report says about a run, as records that a front end can colour, count and translate.
 
-The texts stand in locales/en/main.json under ``ertacache.notes``, by code; the other languages beside it. Whoever shows a
-note chooses by `Note.level` and `Note.code`, never by words.
+The texts stand in locales/en/main.json under ``ertacache.notes``, by code; the other languages beside it. Whoever shows
+a note chooses by `Note.level` and `Note.code`, never by words.
 """
 
 from __future__ import annotations
