@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +15,10 @@ from comfyui_version import __version__ as comfy_version
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..erta import VERSION
+from ..erta.notes import Note, note
 from ..erta.profile import Measured
+from .blocks import block_slots
+from .task import Context
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -21,10 +26,35 @@ if TYPE_CHECKING:
 PARAMETERS_READ = 64
 VALUES_READ = 16
 
+# What a profile must share with a run that it is used for.
+_REFUSED = ("model_class", "parameters", "weights", "loras", "level")
+
 _PREFIX = "diffusion_model."
 _REMEDY = "Record a new profile with ERTA Profile or disconnect it."
 # What torch.compile puts into the names of what it wraps.
 _COMPILED = "_orig_mod."
+
+
+def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
+    """What the coming run is, as a profile keeps it. Raises UnknownResponse for a level that the model has not."""
+    if level == "blocks":
+        block_slots(context.model)
+    guidance = getattr(context.guider, "cfg", None)
+    return describe(
+        context.model,
+        sampler=sampler_name(context.sampler),
+        scheduler=scheduler,
+        steps=len(context.schedule) - 1,
+        guidance=float(guidance) if isinstance(guidance, (int, float)) else None,
+        latent_shape=context.latent_shape,
+        level=level,
+    )
+
+
+def sampler_name(sampler: Any) -> str:
+    """The name of a ComfyUI sampler object as it stands in KSampler's list, or its class name."""
+    function = getattr(sampler, "sampler_function", None)
+    return str(getattr(function, "__name__", type(sampler).__name__)).removeprefix("sample_")
 
 
 def describe(
@@ -39,7 +69,7 @@ def describe(
 ) -> Measured:
     """What a run with this model and these settings is, as a profile keeps it.
 
-    Reads a few thousand numbers of the weights where they are; loads, moves and changes nothing. The answer is the same
+    Reads a few thousand numbers of the weights where they are; loads, moves and changes nothing. The result is the same
     before and after the model is loaded, in another process, and for a clone. scheduler: "" where unknown. guidance:
     the CFG scale, None where there is none. level: "output" or "blocks". Raises ProfileError for values beyond those.
     """
@@ -62,22 +92,28 @@ def describe(
     )
 
 
-def differences(here: Measured, profile: Measured) -> tuple[list[str], list[str]]:
+def differences(here: Measured, profile: Measured) -> tuple[list[str], list[Note]]:
     """(refusals, remarks): why the profile must not be used for the run `here`, and what else is not the same."""
     refusals = [
         f"{name}: the profile was measured on {old}, this run has {new}. {_REMEDY}"
-        for name, old, new in _differing(profile, here, ("model_class", "parameters", "weights", "loras", "level"))
+        for name, old, new in _differing(profile, here, _REFUSED)
     ]
     remarks = [
-        f"{name}: the profile was measured with {old}, now {new}"
+        note("profile_differs", field=name, measured=old, here=new)
         for name, old, new in _differing(profile, here, ("sampling", "shift", "steps", "sampler", "scheduler"))
         if name != "scheduler" or (here.scheduler and profile.scheduler)  # "" is not known, which is no difference
     ]
     remarks += [
-        f"{name}: the profile is used although measured at {old}, now {new}"
+        note("profile_differs_used", field=name, measured=old, here=new)
         for name, old, new in _differing(profile, here, ("guidance", "latent_shape"))
     ]
     return refusals, remarks
+
+
+def model_digest(measured: Measured) -> str:
+    """One hex digest for all that makes a model another one: what ``differences`` refuses on."""
+    content = {name: value for name, value in asdict(measured).items() if name in _REFUSED}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _differing(one: Measured, other: Measured, names: Iterable[str]) -> Iterable[tuple[str, str, str]]:

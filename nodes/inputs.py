@@ -7,9 +7,9 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..comfy_erta.levels import has_blocks
+from ..comfy_erta.blocks import has_blocks
+from ..comfy_erta.caching import BUILT_IN, RECORD
 from ..comfy_erta.presets import preset_names, preset_steps
-from ..comfy_erta.tasks import BUILT_IN, RECORD
 from ..erta.plan import MODES, PREDICTORS, Settings
 
 ProfileType = io.Custom("ERTA_PROFILE")

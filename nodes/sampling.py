@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..comfy_erta.browser import Progress, complete_workflow, send_report
+from ..comfy_erta.caching import Caching
 from ..comfy_erta.report import Report
-from ..comfy_erta.session import attach, attached_task
+from ..comfy_erta.run import attach, attached_task
 from ..comfy_erta.store import default_store
-from ..comfy_erta.tasks import Caching
-from ..comfy_erta.travel import Progress, complete_workflow, send_report
 from ..erta.planner import adjusted_schedule
 from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, settings_from
 from .profiling import render
@@ -38,7 +38,7 @@ class ERTACachedSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, preset: str = "none") -> bool | str:
-        return True  # a workflow may name a preset of another version; wish_from says so in its own words
+        return True  # a workflow may name a preset of another version; settings_from says so in its own words
 
     @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..comfy_erta.report import Report
+from ..erta.notes import note
 from ..erta.plan import Settings
 from ..erta.planner import Point, distances, error_curve, euler_response
 from ..erta.profile import Profile
@@ -25,18 +26,16 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
     curve = [asdict(point) for point in _curve(profile)]
     measured = profile.measured
     runs = f"{profile.runs} run{'s' if profile.runs > 1 else ''}"
+    unmeasured = () if any(table.has_error_response for table in profile.tables) else (note("no_error_response"),)
+    notes = [*unmeasured, *(one for report in reports for one in report.notes)]
     lines = [
         f"profile {name}: {measured.model_class}, {runs} of {measured.steps} steps",
         f"{measured.sampler} {measured.scheduler}, guidance {measured.guidance}, {measured.level} level",
         *(f"{c['speed']:g}x: predicted error {c['median']:.2%}, worst {c['worst']:.2%}" for c in curve if c["median"]),
-        *(
-            []
-            if any(t.has_error_response for t in profile.tables)
-            else ["how errors grow was not measured: on the high side"]
-        ),
-        *(note for report in reports for note in report.notes),
+        *(one.text for one in notes),
     ]
     content = {"name": name, "measured": asdict(measured), "digest": profile.digest(), "curve": curve}
+    content["notes"] = [asdict(one) for one in notes]
     content |= {"sigmas": [round(float(sigma), 4) for sigma in profile.sigmas], "map": _map(profile)}
     return {"erta": [content], "text": ["\n".join(lines)]}
 

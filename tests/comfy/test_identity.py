@@ -12,6 +12,7 @@ import pytest
 import tomllib
 import torch
 
+from ertacache.erta.notes import note
 from ertacache.erta.profile import Measured
 
 KEY = "diffusion_model.blocks.0.ffn.0.weight"
@@ -325,7 +326,7 @@ def test_another_model_is_refused(identity: ModuleType, here: Measured, field: s
 def test_other_sigmas_are_remarked(identity: ModuleType, here: Measured, field: str, value: object, shown: str) -> None:
     refusals, (remark,) = identity.differences(here, replace(here, **{field: value}))
     assert refusals == []
-    assert remark == f"{field}: the profile was measured with {shown}, now {getattr(here, field)}"
+    assert remark == note("profile_differs", field=field, measured=shown, here=getattr(here, field))
 
 
 def test_a_scheduler_that_is_not_known_is_no_difference(identity: ModuleType, here: Measured) -> None:
@@ -342,4 +343,4 @@ def test_other_conditions_are_remarked(
 ) -> None:
     refusals, (remark,) = identity.differences(here, replace(here, **{field: value}))
     assert refusals == []
-    assert remark == f"{field}: the profile is used although measured at {shown}, now {now}"
+    assert remark == note("profile_differs_used", field=field, measured=shown, here=now)

@@ -13,6 +13,7 @@ import torch
 from ertacache.erta.plan import Settings, plan_from_json, plan_to_json
 from ertacache.erta.planner import MIN_CALLS
 from ertacache.erta.profile import Profile
+from ertacache.tests.comfy.traps import codes
 
 STEPS = 12
 
@@ -67,7 +68,7 @@ def live_tensors() -> int:
 
 
 def unlike(report) -> list[str]:
-    return [note for note in report.notes if "unlike the profiled runs" in note]
+    return [note.text for note in report.notes if note.code == "unlike_profile"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_runs_are_full_renders_bit_for_bit_and_the_rehearsal_is_half_of_one(wan,
     for latent, seed in ((latents[0], 20), (latents[2], 21)):
         assert torch.equal(latent, sample(seed=seed))
     assert not torch.equal(latents[1], latents[0]), "the perturbed run is a cached run of the first"
-    assert any("answer to errors measured" in note for note in reports[1].notes)
+    assert codes(reports[1]) == ["error_response_measured"]
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "uni_pc", "dpmpp_2m_sde"])
@@ -140,14 +141,14 @@ def test_a_rehearsal_that_goes_elsewhere_measures_nothing_and_says_so(wan, sampl
 
     begin = measuring.Perturbing.begin
 
-    def astray(self, setting):
-        start = begin(self, setting)
+    def astray(self, context):
+        start = begin(self, context)
         return replace(start, sigmas=(*start.sigmas[:4], *(0.9 * sigma for sigma in start.sigmas[4:])))
 
     monkeypatch.setattr(measuring.Perturbing, "begin", astray)
     found, latents, reports = measured(wan, sample)
     assert found.runs == 2 and not any(table.has_error_response for table in found.tables)
-    assert "answer to errors not measured: the run did not go as foreseen" in reports[1].notes
+    assert "error_response_failed" in codes(reports[1])
     assert torch.equal(latents[2], sample(seed=21))
 
 
@@ -176,13 +177,15 @@ def test_the_node_gives_out_the_first_full_render_and_keeps_the_answer(wan, samp
     assert kept.digest() == given.digest() == profile.digest()
     assert [table.has_error_response for table in kept.tables] == [True, False]
     assert np.array_equal(kept.tables[0].deviation, profile.tables[0].deviation)
-    assert "answer to errors measured" in output.ui["text"][0]
-    assert "not measured" not in output.ui["text"][0]
+    said = [note["code"] for note in output.ui["erta"][0]["notes"]]
+    assert said == ["error_response_measured", "runs_recorded"]
+    assert "the response to errors was measured" in output.ui["text"][0]
 
 
 def test_the_node_says_where_no_answer_was_measured(wan, conds, kept_here):
-    (text,) = nodes_profile(wan, conds, level="blocks").ui["text"]
-    assert "how errors grow was not measured" in text
+    ui = nodes_profile(wan, conds, level="blocks").ui
+    assert [note["code"] for note in ui["erta"][0]["notes"]] == ["no_error_response", "runs_recorded"]
+    assert "how errors grow was not measured" in ui["text"][0]
 
 
 @pytest.mark.parametrize(
@@ -236,8 +239,8 @@ def test_cancel_while_measuring_leaves_the_model_as_it_was(wan, sample, stop_at)
 
 
 def followed(wan, sample, store, profile, seed=20, **more):
-    from ertacache.comfy_erta.session import attach
-    from ertacache.comfy_erta.tasks import Caching
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
 
     reports = []
     sample(attach(wan, Caching(Settings(speed=2.0), store, reports.append, profile, **more)), seed=seed)
@@ -263,8 +266,8 @@ def test_a_run_unlike_them_is_computed_more_with_one_line(wan, sample, store, pr
 
 def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(wan, sample, store, profile):
     """On random weights, which answer errors differently from any trained model."""
-    from ertacache.comfy_erta.session import attach
-    from ertacache.comfy_erta.tasks import Caching
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
 
     reports, errors = [], []
     for seed in (20, 21):
@@ -277,17 +280,17 @@ def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(
 
 def test_a_profile_that_cannot_be_kept_does_not_cost_the_picture(wan, sample, tmp_path):
     """A full disk or the like, at the end of a first render that records."""
-    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
     from ertacache.comfy_erta.store import Store
-    from ertacache.comfy_erta.tasks import Caching
 
     in_the_way = tmp_path / "profiles"
     in_the_way.write_text("a file where the folder should be")
     reports = []
     latent = sample(attach(wan, Caching(Settings(), Store(in_the_way), reports.append)))
     assert torch.equal(latent, sample())
-    (note,) = [note for note in reports[0].notes if note.startswith("nothing recorded: profile ")]
-    assert "cannot be kept" in note
+    (note,) = [note for note in reports[0].notes if note.code == "not_recorded"]
+    assert "cannot be kept" in note.text
 
 
 @pytest.mark.parametrize("level", ["output", "blocks"])

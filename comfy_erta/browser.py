@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from .report import Report
-from .session import Start
+from .task import Start
 
 logger = logging.getLogger("ertacache")
 
@@ -24,12 +24,14 @@ class Progress:
         self._kinds: list[str] = []
 
     def begin(self, start: Start) -> None:
+        """Send the plan."""
         self._kinds = []
         kinds = start.plan.compute if start.plan else (True,) * len(start.sigmas)
         content = {"compute": "".join("1" if computed else "0" for computed in kinds), "sigmas": list(start.sigmas)}
         _send("ertacache.plan", {"node": self._node_id, **content})
 
-    def evaluated(self, i: int, computed: bool) -> None:
+    def called(self, i: int, computed: bool) -> None:
+        """Send what the model calls so far were, unless that was done a moment ago."""
         self._kinds.append("1" if computed else "0")
         if time.monotonic() - self._sent >= _INTERVAL:
             self._sent = time.monotonic()
