@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from ..comfy_erta.report import Report
 from ..comfy_erta.run import attach
 from ..comfy_erta.task import Context, Start
@@ -62,9 +64,13 @@ class Following:
             nothing,
             residual_limits=nothing,
         )
-        return Start(Replay(plan), self.level, sigmas, plan, on_report=self.on_report)
+        return Start(Replay(plan), self.level, sigmas, plan, finish=self._finish)
+
+    def _finish(self, report: Report, samples: Tensor) -> None:
+        self.on_report(report)
 
     @staticmethod
     def on_report(report: Report) -> None:
+        """Raises RuntimeError where the run was not the one that the schedule is for."""
         if not report.complete:
             raise RuntimeError(f"the run left its schedule: {'; '.join(note.text for note in report.notes)}")

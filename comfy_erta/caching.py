@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
 from ..erta.notes import Note, note
 from ..erta.plan import Plan, PlanError, Settings, plan_from_json
-from ..erta.planner import Point, error_curve, make_plan
+from ..erta.planner import error_curve, make_plan
 from ..erta.profile import Measured, Profile, ProfileError, Table
 from ..erta.replay import Replay
 from .identity import differences, measure_identity, model_digest
 from .presets import preset_remarks
-from .recording import Recording, RecordingStart
+from .recording import Recording
 from .report import Report
 from .store import Store, StoreError
 from .task import Context, OnReport, Start
@@ -48,7 +49,7 @@ class Caching:
     def begin(self, context: Context) -> Start:
         """Find or make the plan. Raises ProfileMismatch, and UnknownResponse."""
         if self.settings.computes_all:
-            return Start(on_report=self.on_report)
+            return Start(finish=lambda report, samples: self.on_report(report))
         here = measure_identity(context, self.settings.level, self.scheduler)
         profile, notes = self._find_profile(here)
         plan, more = self._carried_plan(context, here, profile)
@@ -56,28 +57,27 @@ class Caching:
         if plan is None and profile is None and self.without_profile == RECORD and not self.settings.preset:
             return self._record(context, notes)
         if plan is None:
-            notes = (*notes, *(() if profile else (note("built_in"),)))
+            notes = (*notes, *((note("built_in"),) if profile is None else ()))
             plan = make_plan(context.schedule, context.respond, profile, self.settings, context.edges)
             plan = replace(plan, model=model_digest(here))
         notes = (*notes, *preset_remarks(self.settings.preset, self.settings.preset_steps, here))
         return self._follow(context, plan, profile, notes)
 
-    def _follow(self, context: Context, plan: Plan, profile: Profile | None, notes: tuple[Note, ...]) -> CachingStart:
-        offload = self.offload and plan.settings.level == "blocks"
+    def _follow(self, context: Context, plan: Plan, profile: Profile | None, notes: tuple[Note, ...]) -> Start:
+        level = self.settings.level
+        offload = self.offload and level == "blocks"
         observer = None if all(plan.compute) else Replay(plan, offload)
-        return CachingStart(
-            observer=observer,
-            level=plan.settings.level,
-            sigmas=plan.sigmas,
-            plan=plan,
-            notes=(*notes, *plan.notes, *((note("offloaded"),) if observer and offload else ())),
-            offload=offload,
-            on_report=self.on_report,
-            context=context,
-            profile=profile,
-        )
+        notes = (*notes, *plan.notes, *((note("offloaded"),) if observer and offload else ()))
+        return Start(observer, level, plan.sigmas, plan, notes, offload, partial(self._finish, context, profile))
 
-    def _record(self, context: Context, notes: tuple[Note, ...]) -> RecordingStart:
+    def _finish(self, context: Context, profile: Profile | None, report: Report, samples: Tensor) -> None:
+        """Report what other speeds would cost, so that the speed input can show it without another run."""
+        if profile is not None and not self.settings.preset and not self.settings.threshold:
+            curve = error_curve(context.schedule, context.respond, profile, self.settings, context.edges)
+            report = replace(report, curve=curve)
+        self.on_report(report)
+
+    def _record(self, context: Context, notes: tuple[Note, ...]) -> Start:
         start = Recording(self.settings.level, 0, self._save, self.on_report, self.scheduler).begin(context)
         return replace(start, notes=(*notes, note("recording_first")))
 
@@ -129,25 +129,6 @@ class Caching:
         if plan.settings != self.settings or plan.model != model_digest(here):
             return None, ()
         return (plan, (note("carried"),)) if _comes_by(context, plan) else (None, ())
-
-
-@dataclass(frozen=True, kw_only=True)
-class CachingStart(Start):
-    """One run that follows a plan. profile: what the plan was made from, None for the built-in one."""
-
-    plan: Plan
-    context: Context
-    profile: Profile | None
-
-    def finish(self, report: Report, samples: Tensor) -> None:
-        """Report what other speeds would cost, so that the speed input can show it without another run."""
-        self.on_report(replace(report, curve=self._curve()))
-
-    def _curve(self) -> tuple[Point, ...]:
-        settings, run = self.plan.settings, self.context
-        if self.profile is None or settings.preset or settings.threshold:
-            return ()
-        return error_curve(run.schedule, run.respond, self.profile, settings, run.edges)
 
 
 def _comes_by(context: Context, plan: Plan) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -46,24 +47,15 @@ class Perturbing:
     on_tables: Callable[[tuple[Table, ...]], None]
     on_report: OnReport
 
-    def begin(self, context: Context) -> PerturbingStart:
+    def begin(self, context: Context) -> Start:
         """Raises UnknownResponse."""
         plan = make_plan(context.schedule, context.respond, None, _PERTURBED, context.edges)
         perturbed = PerturbedRun(plan, context.respond(context.schedule), self.features)
-        return PerturbingStart(observer=perturbed, sigmas=plan.sigmas, plan=plan, on_report=self.on_report, task=self)
+        return Start(perturbed, sigmas=plan.sigmas, plan=plan, finish=partial(self._finish, perturbed))
 
-
-@dataclass(frozen=True, kw_only=True)
-class PerturbingStart(Start):
-    """One perturbed run."""
-
-    observer: PerturbedRun
-    task: Perturbing
-
-    def finish(self, report: Report, samples: Tensor) -> None:
-        """Hand over the tables with the error response, unless the run did not go as planned."""
+    def _finish(self, perturbed: PerturbedRun, report: Report, samples: Tensor) -> None:
         if report.complete:
-            self.task.on_tables(self.observer.measured(self.task.tables))
+            self.on_tables(perturbed.measured(self.tables))
         code = "error_response_measured" if report.complete else "error_response_failed"
         self.on_report(replace(report, notes=(*report.notes, note(code))))
 

@@ -32,7 +32,7 @@ class OutputLevel:
             return from_d(x, timestep, d), True
         self.session.check(timestep)
         denoised: Tensor = executor(*args, **kwargs)
-        if not self.session.observing:
+        if self.session.observer is None:
             return denoised, False
         d = to_d(x, timestep, denoised)
         used = self.session.observe(GUIDED, d)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -30,45 +31,25 @@ class Recording:
     scheduler: str = ""
     on_features: Callable[[dict[str, dict[int, Tensor]]], None] = lambda features: None
 
-    def begin(self, context: Context) -> RecordingStart:
+    def begin(self, context: Context) -> Start:
         """Raises UnknownResponse where the sampler's model calls or the model's blocks are not known."""
         response = context.respond(context.schedule)
-        return RecordingStart(
-            observer=Recorder(response.sigmas),
-            level=self.level,
-            sigmas=tuple(response.sigmas),
-            # A run that records computes everything: nothing more is to lie on the GPU meanwhile.
-            offload=True,
-            on_report=self.on_report,
-            task=self,
-            context=context,
-            measured=measure_identity(context, self.level, self.scheduler),
-        )
+        recorder = Recorder(response.sigmas)
+        finish = partial(self._finish, context, measure_identity(context, self.level, self.scheduler), recorder)
+        # A run that records computes everything: nothing more is to lie on the GPU meanwhile.
+        return Start(recorder, self.level, tuple(response.sigmas), offload=True, finish=finish)
 
-
-@dataclass(frozen=True, kw_only=True)
-class RecordingStart(Start):
-    """One recorded run. measured: what it is made on."""
-
-    observer: Recorder
-    task: Recording
-    context: Context
-    measured: Measured
-
-    def finish(self, report: Report, samples: Tensor) -> None:
-        """Make the tables and hand them over; the report says what became of them."""
-        self.on_report(replace(report, notes=(*report.notes, *self._hand_over(report, samples))))
-
-    def _hand_over(self, report: Report, samples: Tensor) -> tuple[Note, ...]:
-        if not report.complete:
-            return (note("not_recorded_run"),)
-        try:
-            tables = self.observer.tables(self.task.run, latent_rms(self.context, samples))
-        except IncompleteRecording as incomplete:
-            return (note("not_recorded", reason=incomplete),)
-        notes = self.task.on_tables(self.measured, tables)
-        self.task.on_features(self.observer.features())
-        return notes
+    def _finish(
+        self, context: Context, measured: Measured, recorder: Recorder, report: Report, samples: Tensor
+    ) -> None:
+        notes = (note("not_recorded_run"),)
+        if report.complete:
+            try:
+                notes = self.on_tables(measured, recorder.tables(self.run, latent_rms(context, samples)))
+                self.on_features(recorder.features())
+            except IncompleteRecording as incomplete:
+                notes = (note("not_recorded", reason=incomplete),)
+        self.on_report(replace(report, notes=(*report.notes, *notes)))
 
 
 def latent_rms(context: Context, samples: Tensor) -> float:

@@ -35,10 +35,8 @@ def attach(model: Any, task: Task, watcher: Watcher | None = None) -> Any:
     """A clone of a ModelPatcher whose sampling runs the task observes. A second application replaces the first."""
     clone = model.clone()
 
-    def outer_sample(
-        executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        return _observe_run(task, watcher, executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
+    def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        return _observe_run(task, watcher, executor, *args, **kwargs)
 
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
@@ -93,14 +91,15 @@ def _context(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Contex
 
 
 def _begin(task: Task, context: Context) -> Start:
-    others = other_caches(context.guider.model_options)
-    if others:
-        # Theirs would fill in model calls that ours takes for computed, and keeps or records as such.
-        return Start(notes=(note("other_caches", names=", ".join(others)),), on_report=task.on_report)
     try:
-        return task.begin(context)
+        # Theirs would fill in model calls that ours takes for computed, and keeps or records as such.
+        others = other_caches(context.guider.model_options)
+        if not others:
+            return task.begin(context)
+        reason = note("other_caches", names=", ".join(others))
     except UnknownResponse as unknown:
-        return Start(notes=(note("computed_all", reason=unknown),), on_report=task.on_report)
+        reason = note("computed_all", reason=unknown)
+    return Start(notes=(reason,), finish=lambda report, samples: task.on_report(report))
 
 
 def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
@@ -115,7 +114,8 @@ def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
 
 def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Watcher | None) -> None:
     """Put the session's level around every model call of the sampler."""
-    level = _level(guider, session)
+    blocks = session.start.level == "blocks" and session.observer is not None
+    level: Level = BlocksLevel(session, block_slots(guider.model_patcher)) if blocks else OutputLevel(session)
 
     def predict_noise(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         session.call += 1
@@ -130,12 +130,6 @@ def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Wa
         WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, is_model_options=True
     )
     level.prepare(guider)
-
-
-def _level(guider: Any, session: Session) -> Level:
-    if session.start.level == "blocks" and session.observing:
-        return BlocksLevel(session, block_slots(guider.model_patcher))
-    return OutputLevel(session)
 
 
 def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
@@ -158,12 +152,9 @@ def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
 def _planned(plan: Plan | None) -> dict[str, Any]:
     if plan is None:
         return {}
-    return {
-        "predicted_error": plan.predicted_error,
-        "plan": plan_to_json(plan),
-        "compute": "".join("1" if computed else "0" for computed in plan.compute),
-        "sigmas": plan.sigmas,
-    }
+    compute = "".join("1" if computed else "0" for computed in plan.compute)
+    as_json = plan_to_json(plan)
+    return {"predicted_error": plan.predicted_error, "plan": as_json, "compute": compute, "sigmas": plan.sigmas}
 
 
 # until erta hands out notes

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..erta.notes import Note, note
+from ..erta.observer import Observer
 from .task import Start
 
 KEY = "ertacache"  # of all wrappers and attachments
@@ -25,9 +26,9 @@ class Session:
     mismatch: Note | None = None
 
     @property
-    def observing(self) -> bool:
-        """Whether features are wanted."""
-        return self.start.observer is not None and self.mismatch is None
+    def observer(self) -> Observer | None:
+        """Who gets the features; None where nobody does, or not any more."""
+        return None if self.mismatch else self.start.observer
 
     @property
     def expects_reuse(self) -> bool:
@@ -37,19 +38,15 @@ class Session:
 
     def predict(self, key: str) -> Tensor | None:
         """The current call's feature of a stream, or None where it is to be computed."""
-        if self.start.observer is None or self.mismatch:
-            return None
-        return self.start.observer.predict(self.call, key)
+        return None if self.observer is None else self.observer.predict(self.call, key)
 
     def observe(self, key: str, feature: Tensor) -> Tensor:
         """Hand over the current call's computed feature of a stream, and get the one to go on with."""
-        if self.start.observer is None or self.mismatch:
-            return feature
-        return self.start.observer.observe(self.call, key, feature)
+        return feature if self.observer is None else self.observer.observe(self.call, key, feature)
 
     def check(self, timestep: Tensor) -> None:
         """Before a model call is computed: is it the expected one? Reads one scalar; a forward follows anyway."""
-        if not self.observing:
+        if self.observer is None:
             return
         expected = self.start.sigmas
         if self.call >= len(expected):

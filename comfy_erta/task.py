@@ -45,11 +45,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Start:
-    """How one run is observed, and what happens when it is over. Holds all state that belongs to this run alone.
+    """How one run is observed and finished. All state of the run that its task needs is bound in here.
 
     observer: None where everything is computed, counted and timed, and nothing else. level: "output" or "blocks".
     sigmas: expected at each model call. plan: what the observer follows, if it follows one. notes: for the report.
-    offload: at blocks level, what is kept lies in main memory.
+    offload: at blocks level, what is kept lies in main memory. finish: called with the report and the final latent when
+    the run is over, unless it was cancelled or failed.
     """
 
     observer: Observer | None = None
@@ -58,11 +59,7 @@ class Start:
     plan: Plan | None = None
     notes: tuple[Note, ...] = ()
     offload: bool = False
-    on_report: OnReport = lambda report: None
-
-    def finish(self, report: Report, samples: Tensor) -> None:
-        """The run is over, and was neither cancelled nor failed. samples: its final latent."""
-        self.on_report(report)
+    finish: Callable[[Report, Tensor], None] = lambda report, samples: None
 
 
 class Task(Protocol):

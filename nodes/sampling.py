@@ -75,12 +75,12 @@ class ERTACache(io.ComfyNode):
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
         node_id, pnginfo = cls.hidden.unique_id, cls.hidden.extra_pnginfo
 
-        def tell(report: Report) -> None:
+        def send(report: Report) -> None:
             send_report(node_id, report)
             # Of the prompt in which this ran; in later ones, served from the cache, the browser has filled the widget.
             complete_workflow(pnginfo, node_id, report.plan, plan_place())
 
-        task = _caching(model, inputs, tell)
+        task = _caching(model, inputs, send)
         return io.NodeOutput(attach(model, task, Progress(node_id)))
 
 

@@ -14,15 +14,16 @@ from ..erta.plan import Settings
 from ..erta.planner import Point, distances, error_curve, euler_response
 from ..erta.profile import Profile
 
-_MAP = 48  # cells to a side: more are not told apart on a node
+_MAP = 48  # cells to a side: more cannot be distinguished on a node
 
 
 def report_ui(reports: Sequence[Report]) -> dict[str, list[Any]]:
+    """Each run's report, as data and as text."""
     return {"erta": [r.as_dict() for r in reports], "text": [r.as_text() for r in reports]}
 
 
 def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[str, list[Any]]:
-    """The profile in short, and the error to expect at each speed (the curve that one turns the knob on)."""
+    """The profile in short, the predicted error at each speed, and the notes of its runs, as data and as text."""
     curve = [asdict(point) for point in _curve(profile)]
     measured = profile.measured
     runs = f"{profile.runs} run{'s' if profile.runs > 1 else ''}"

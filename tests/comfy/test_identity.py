@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tomllib
 import torch
@@ -16,14 +17,6 @@ from ertacache.erta.notes import note
 from ertacache.erta.profile import Measured
 
 KEY = "diffusion_model.blocks.0.ffn.0.weight"
-SETTINGS = {
-    "sampler": "euler",
-    "scheduler": "simple",
-    "steps": 12,
-    "guidance": 3.0,
-    "latent_shape": torch.Size((1, 16, 2, 4, 4)),
-    "level": "output",
-}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +26,15 @@ def identity(comfy: ModuleType) -> ModuleType:
     return identity
 
 
-def described(identity: ModuleType, model: Any, **changed: Any) -> Measured:
-    measured: Measured = identity.describe(model, **{**SETTINGS, **changed})
+def described(identity: ModuleType, model: Any) -> Measured:
+    """Of a run of 12 steps at guidance 3 that is about to start."""
+    import comfy.samplers
+
+    from ertacache.comfy_erta.task import Context
+
+    guider, sampler = SimpleNamespace(model_patcher=model, cfg=3.0), comfy.samplers.sampler_object("euler")
+    context = Context(guider, sampler, np.linspace(1.0, 0.0, 13), (1, 16, 2, 4, 4), ())
+    measured: Measured = identity.measure_identity(context, "output", "simple")
     return measured
 
 

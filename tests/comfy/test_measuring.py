@@ -76,7 +76,7 @@ def profile(wan, sample) -> Profile:
     return measured(wan, sample)[0]
 
 
-def test_runs_are_full_renders_bit_for_bit_and_the_rehearsal_is_half_of_one(wan, sample):
+def test_runs_are_full_renders_bit_for_bit_and_the_perturbed_run_is_half_of_one(wan, sample):
     _, latents, reports = measured(wan, sample)
     assert [report.computed for report in reports] == [STEPS, STEPS // 2, STEPS]
     for latent, seed in ((latents[0], 20), (latents[2], 21)):
@@ -100,7 +100,7 @@ def test_a_profile_costs_its_full_runs_and_half_of_one(wan, sample, sampler):
     assert torch.equal(latents[2], sample(seed=21, sampler_name=sampler))
 
 
-def test_the_first_run_knows_how_the_model_answers(profile):
+def test_the_first_run_has_the_error_response(profile):
     first, second = profile.tables
     assert first.has_error_response and not second.has_error_response
     assert np.isfinite(first.gain).all() and np.isfinite(first.deviation).all()
@@ -112,7 +112,7 @@ def test_measuring_twice_gives_the_same_profile(wan, sample, profile):
 
 
 @pytest.mark.parametrize("changed", [{"level": "blocks"}, {"steps": MIN_CALLS - 1}], ids=["blocks", "few steps"])
-def test_where_no_answer_can_be_measured_there_is_no_rehearsal(wan, sample, changed):
+def test_where_no_error_response_can_be_measured_there_is_no_perturbed_run(wan, sample, changed):
     found, latents, reports = measured(wan, sample, **changed)
     assert len(latents) == len(reports) == 2
     assert not any(table.has_error_response for table in found.tables)
@@ -136,7 +136,7 @@ def test_a_later_run_that_cannot_be_recorded_is_told_by_how_many_were(wan, sampl
         measure_profile(wan, render, 2, "output", "simple", lambda report: None)
 
 
-def test_a_rehearsal_that_goes_elsewhere_measures_nothing_and_says_so(wan, sample, monkeypatch):
+def test_a_perturbed_run_that_goes_elsewhere_measures_nothing_and_says_so(wan, sample, monkeypatch):
     from ertacache.comfy_erta import measuring
 
     begin = measuring.Perturbing.begin
@@ -168,7 +168,7 @@ def kept_here(store, monkeypatch):
     return store
 
 
-def test_the_node_gives_out_the_first_full_render_and_keeps_the_answer(wan, sample, conds, profile, kept_here):
+def test_the_node_gives_out_the_first_full_render_and_keeps_the_error_response(wan, sample, conds, profile, kept_here):
     output = nodes_profile(wan, conds)
     given, latent = output.result
     assert torch.equal(latent["samples"], sample(seed=20))
@@ -182,7 +182,7 @@ def test_the_node_gives_out_the_first_full_render_and_keeps_the_answer(wan, samp
     assert "the response to errors was measured" in output.ui["text"][0]
 
 
-def test_the_node_says_where_no_answer_was_measured(wan, conds, kept_here):
+def test_the_node_says_where_no_error_response_was_measured(wan, conds, kept_here):
     ui = nodes_profile(wan, conds, level="blocks").ui
     assert [note["code"] for note in ui["erta"][0]["notes"]] == ["no_error_response", "runs_recorded"]
     assert "how errors grow was not measured" in ui["text"][0]

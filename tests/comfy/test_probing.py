@@ -40,9 +40,9 @@ def test_response_foresees_every_evaluation(wan, sample, name):
             from ertacache.comfy_erta.task import Start
 
             self.response = context.respond(context.schedule)
-            return Start(on_report=self.on_report)
+            return Start(finish=self.finish)
 
-        def on_report(self, report):
+        def finish(self, report, samples):
             self.report = report
 
     watch, sigmas = Watch(), []

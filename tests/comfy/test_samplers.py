@@ -50,8 +50,8 @@ that everything is computed, to the bit as without the cache, and the report say
 """
 
 WHY = {
-    "how often or where": "passed through: how often and where it evaluates depends on what the model answers",
-    "from within guidance": "passed through: it reads the unconditional prediction, which a reused model call has not",
+    "how often or where": "passed through: how often and where it calls the model depends on the model's output",
+    "from within guidance": "passed through: it reads the unconditional prediction, which a reused model call lacks",
 }
 
 
@@ -274,7 +274,7 @@ def test_a_sampler_that_gets_along_with_no_unconditional_prediction_is_seen(monk
     """One of the cfg_pp samplers starts from a zero for it, so that its answer looks linear: the error was 21."""
     from ertacache.comfy_erta import probing
 
-    monkeypatch.setattr(probing._ProbedModel, "__call__", lambda self, x, sigma, **kwargs: self._answer(x, sigma))
+    monkeypatch.setattr(probing._ProbedModel, "__call__", lambda self, x, sigma, **kwargs: self._denoise(x, sigma))
     outcome.cache_clear()
     with pytest.raises(AssertionError):
         outcome("dpmpp_2s_ancestral_cfg_pp")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
+from ertacache.erta.notes import note
 from ertacache.erta.plan import Settings, plan_from_json
 from ertacache.erta.profile import Profile
 from ertacache.tests.comfy.traps import codes
@@ -174,6 +176,14 @@ def over(calls):
     from ertacache.comfy_erta.report import Report
 
     return Report(calls, calls, 0, 1.0, 1.0, 0.0, 0)
+
+
+def test_notes_are_records_in_a_reports_dict_and_lines_of_its_text(comfy_pack):
+    said = note("other_sigma", call=3, sigma="0.5", expected="0.7")
+    report = replace(over(12), notes=(said,))
+    record = {"level": "warning", "code": "other_sigma", "text": said.text, "values": dict(said.values)}
+    assert json.loads(json.dumps(report.as_dict()))["notes"] == [record]
+    assert report.as_text().splitlines()[-1] == said.text
 
 
 def test_two_recordings_of_one_task_at_once_do_not_mix(coming):

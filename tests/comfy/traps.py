@@ -165,7 +165,10 @@ class Following:
         from ertacache.comfy_erta.task import Start
 
         sigmas, level = self.plan.sigmas, self.plan.settings.level
-        return Start(self.observe(self.plan), level, sigmas, self.plan, on_report=self.on_report)
+        return Start(self.observe(self.plan), level, sigmas, self.plan, finish=self._finish)
+
+    def _finish(self, report: Any, samples: Any) -> None:
+        self.on_report(report)
 
 
 def follow(model: Any, plan: Plan, observe: Callable[[Plan], Replay] = Replay) -> tuple[Any, Reports]:
