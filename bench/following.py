@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ..comfy_erta.report import Report
-from ..comfy_erta.session import Setting, Start, attach
+from ..comfy_erta.run import attach
+from ..comfy_erta.task import Context, Start
 from ..erta.plan import Plan
 from ..erta.replay import Replay
 from ..erta.schedules import Schedule, histories
@@ -47,10 +48,10 @@ class Following:
     level: str
     _sigmas: dict[bytes, tuple[float, ...]] = field(default_factory=dict, compare=False)
 
-    def begin(self, setting: Setting) -> Start:
-        schedule = setting.schedule.tobytes()
+    def begin(self, context: Context) -> Start:
+        schedule = context.schedule.tobytes()
         if schedule not in self._sigmas:  # probed once, so that no rival's time pays for it at every run
-            self._sigmas[schedule] = tuple(setting.respond(setting.schedule).sigmas)
+            self._sigmas[schedule] = tuple(context.respond(context.schedule).sigmas)
         sigmas = self._sigmas[schedule]
         if len(sigmas) != len(self.compute):
             raise ValueError(f"a schedule of {len(self.compute)} model calls for a run of {len(sigmas)}")
@@ -64,8 +65,13 @@ class Following:
             nothing,
             residual_limits=nothing,
         )
-        return Start(Replay(plan), self.level, sigmas, plan)
+        return Start(Replay(plan), self.level, sigmas, plan, finish=self._finish)
 
-    def finish(self, start: Start, report: Report, samples: Tensor, setting: Setting) -> None:
+    def _finish(self, report: Report, samples: Tensor) -> None:
+        self.on_report(report)
+
+    @staticmethod
+    def on_report(report: Report) -> None:
+        """Raises RuntimeError where the run was not the one that the schedule is for."""
         if not report.complete:
-            raise RuntimeError(f"the run left its schedule: {'; '.join(report.notes)}")
+            raise RuntimeError(f"the run left its schedule: {'; '.join(note.text for note in report.notes)}")

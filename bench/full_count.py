@@ -18,7 +18,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from ..comfy_erta import levels
+from ..comfy_erta import blocks
 from ..erta import offload, replay
 from .full_model import Clip, FullModel
 from .full_run import METHODS
@@ -147,7 +147,7 @@ def main_memory_apart(device: torch.device) -> Iterator[None]:
 
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(offload, "_room", room))
-        for user in (replay, levels):
+        for user in (replay, blocks):
             patched.enter_context(mock.patch.object(user, "fetch", fetch))
         yield
 

@@ -12,9 +12,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode
 
 from ..comfy_erta.measuring import measure_profile
+from ..comfy_erta.recording import Recording
 from ..comfy_erta.report import Report
-from ..comfy_erta.session import attach
-from ..comfy_erta.tasks import Recording
+from ..comfy_erta.run import attach
 from ..demo.tiny_wan.nodes import ERTADemoCopyForEasyCache
 from ..erta.profile import Profile
 from ..erta.recorder import Recorder
@@ -100,7 +100,7 @@ def run(model: FullModel, method: str, clip: Clip, steps: int, wanted: int) -> W
         stacks=watch.within("blocks"),
         peak=torch.cuda.max_memory_allocated() if cuda else None,
         cache_bytes=reports[-1].cache_bytes if reports else 0,
-        notes=list(reports[-1].notes) if reports else [],
+        notes=[note.text for note in reports[-1].notes] if reports else [],
     )
 
 
@@ -170,7 +170,7 @@ def _ours(level: str, offload: bool = False) -> Any:
 
 def _recording(level: str) -> Any:
     def patch(model: FullModel, patcher: Any, steps: int, wanted: int, on_report: Any) -> Any:
-        return attach(patcher, Recording(level, 0, lambda measured, tables: "recorded", on_report, SCHEDULER))
+        return attach(patcher, Recording(level, 0, lambda measured, tables: (), on_report, SCHEDULER))
 
     return patch
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..comfy_erta.report import Report
-from ..comfy_erta.session import Setting, Start, attach
+from ..comfy_erta.run import attach
+from ..comfy_erta.task import Context, OnReport, Start
 from ..erta.schedules import Schedule
 from .rig import Job, Rig
 
@@ -56,12 +56,10 @@ class Watching:
     """A task of the pack's session: let a full run be observed at the block stack."""
 
     observer: Any
+    on_report: OnReport = lambda report: None
 
-    def begin(self, setting: Setting) -> Start:
-        return Start(self.observer, "blocks", tuple(setting.respond(setting.schedule).sigmas))
-
-    def finish(self, start: Start, report: Report, samples: torch.Tensor, setting: Setting) -> None:
-        pass
+    def begin(self, context: Context) -> Start:
+        return Start(self.observer, "blocks", tuple(context.respond(context.schedule).sigmas))
 
 
 def magcache_schedule(ratios: Sequence[float], threshold: float, most: int, retained: float = RETAINED) -> Schedule:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..comfy_erta.session import attach
+from ..comfy_erta.caching import BUILT_IN, Caching
+from ..comfy_erta.run import attach
 from ..comfy_erta.store import Store
-from ..comfy_erta.tasks import BUILT_IN, Caching
 from ..erta.profile import Profile
 from ..erta.settings import Settings
 from .methods import ABLATION, OURS, Method, Place, Setting, single

@@ -76,7 +76,9 @@ class Bed:
     def planned(self, settings: Settings, profile: Profile | None) -> Outcome:
         reports: list[Any] = []
         found = self._outcome(cached(self.rig.model, settings, profile, self.rig.config.scheduler, reports.append), 0)
-        return replace(found, predicted=tuple(reports[0].predicted_error), notes=tuple(reports[0].notes))
+        return replace(
+            found, predicted=tuple(reports[0].predicted_error), notes=tuple(note.text for note in reports[0].notes)
+        )
 
     def fewer_steps(self, steps: int) -> Outcome:
         return self._outcome(self.rig.model, steps)

@@ -26,11 +26,11 @@ def conditioning_edges(
 
 
 def guidance_edges(model_options: dict[str, Any], schedule: np.ndarray) -> tuple[float, ...]:
-    """Edges inside the schedule's range that functions in a model's options keep for themselves.
+    """Edges inside the schedule's range that functions in a model's options keep.
 
-    Skip layer guidance and its like are told a range as percents and hold it as sigmas, in a closure or on an object,
-    where nothing declares it. So every number there whose name has "sigma" in it counts as one. One that is none costs
-    a computed model call.
+    Skip layer guidance and its like take a range in percent and keep it as sigmas, in a closure or on an object, and
+    declare it nowhere. So every number there whose name contains "sigma" counts as an edge. A false one costs a
+    computed model call.
     """
     named = (pair for function in _callables(model_options, _DEEPEST) for pair in _kept_by(function))
     return _inside({value for name, value in named if isinstance(value, float) and "sigma" in name}, schedule)

@@ -32,19 +32,19 @@ def comparison_figure(
     panels = [_panel(p) for p in (left, right, difference * factor)]
     slot, tall = max(_WIDTH_MIN, panels[0].width), panels[0].height
     size = max(20, slot // 16)
-    font, interval, row = ImageFont.load_default(size), size // 2, size + size // 2
-    width, top = 3 * slot + 4 * interval, 2 * row + interval
-    canvas = Image.new("RGB", (width, top + tall + (8 * row if len(frame_psnr) > 1 else interval)), _BACK)
+    font, margin, row = ImageFont.load_default(size), size // 2, size + size // 2
+    width, top = 3 * slot + 4 * margin, 2 * row + margin
+    canvas = Image.new("RGB", (width, top + tall + (8 * row if len(frame_psnr) > 1 else margin)), _BACK)
     draw = ImageDraw.Draw(canvas)
     worst = int(np.argmin(frame_psnr))
     title = f"worst frame: {worst + 1} of {len(frame_psnr)}, PSNR {frame_psnr[worst]:.2f} dB"
-    draw.text((interval, row // 2 + interval // 2), title, _INK, font, anchor="lm")
+    draw.text((margin, row // 2 + margin // 2), title, _INK, font, anchor="lm")
     for n, (panel, label) in enumerate(zip(panels, ("reference", "candidate", f"difference x{factor}"), strict=True)):
-        x = interval + n * (slot + interval)
+        x = margin + n * (slot + margin)
         draw.text((x, top - row // 2), label, _INK, font, anchor="lm")
         canvas.paste(panel, (x + (slot - panel.width) // 2, top))
     if len(frame_psnr) > 1:
-        _plot(draw, (interval, top + tall + interval, width - interval, canvas.height - interval), frame_psnr, font)
+        _plot(draw, (margin, top + tall + margin, width - margin, canvas.height - margin), frame_psnr, font)
     return torch.from_numpy(np.asarray(canvas, dtype=np.float32) / 255.0)[None]
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
 from comfyui_version import __version__ as comfy_version
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..erta import VERSION
+from ..erta.notes import Note, note
 from ..erta.profile import Measured
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
+from .blocks import block_slots
+from .task import Context
 
 PARAMETERS_READ = 64
 VALUES_READ = 16
+
+# What a profile must share with a run that it is used for.
+_REFUSED = ("model_class", "parameters", "weights", "loras", "level")
 
 _PREFIX = "diffusion_model."
 _REMEDY = "Record a new profile with ERTA Profile or disconnect it."
@@ -27,23 +33,18 @@ _REMEDY = "Record a new profile with ERTA Profile or disconnect it."
 _COMPILED = "_orig_mod."
 
 
-def describe(
-    model: ModelPatcher,
-    *,
-    sampler: str,
-    scheduler: str,
-    steps: int,
-    guidance: float | None,
-    latent_shape: Sequence[int],
-    level: str,
-) -> Measured:
-    """What a run with this model and these settings is, as a profile keeps it.
+def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
+    """What the coming run is, as a profile keeps it. level: "output" or "blocks". scheduler: "" where unknown.
 
-    Reads a few thousand numbers of the weights where they are; loads, moves and changes nothing. The answer is the same
-    before and after the model is loaded, in another process, and for a clone. scheduler: "" where unknown. guidance:
-    the CFG scale, None where there is none. level: "output" or "blocks". Raises ProfileError for values beyond those.
+    Reads a few thousand numbers of the weights where they are; loads, moves and changes nothing. The result is the same
+    before and after the model is loaded, in another process, and for a clone. Raises UnknownResponse where the model
+    lacks the level, ProfileError for values that no profile has.
     """
+    model = context.model
+    if level == "blocks":
+        block_slots(model)
     sampling = model.get_model_object("model_sampling")
+    guidance = getattr(context.guider, "cfg", None)
     return Measured(
         model_class=type(model.model).__name__,
         parameters=sum(parameter.numel() for parameter in model.model.diffusion_model.parameters()),
@@ -51,33 +52,39 @@ def describe(
         loras=fingerprint_loras(model),
         sampling=_sampling_name(sampling),
         shift=_shift(sampling),
-        sampler=sampler,
+        sampler=_sampler_name(context.sampler),
         scheduler=scheduler,
-        steps=steps,
-        guidance=guidance,
-        latent_shape=tuple(latent_shape),
+        steps=len(context.schedule) - 1,
+        guidance=float(guidance) if isinstance(guidance, (int, float)) else None,
+        latent_shape=context.latent_shape,
         level=level,
         pack_version=VERSION,
         comfy_version=comfy_version,
     )
 
 
-def differences(here: Measured, profile: Measured) -> tuple[list[str], list[str]]:
+def differences(here: Measured, profile: Measured) -> tuple[list[str], list[Note]]:
     """(refusals, remarks): why the profile must not be used for the run `here`, and what else is not the same."""
     refusals = [
         f"{name}: the profile was measured on {old}, this run has {new}. {_REMEDY}"
-        for name, old, new in _differing(profile, here, ("model_class", "parameters", "weights", "loras", "level"))
+        for name, old, new in _differing(profile, here, _REFUSED)
     ]
     remarks = [
-        f"{name}: the profile was measured with {old}, now {new}"
+        note("profile_differs", field=name, measured=old, here=new)
         for name, old, new in _differing(profile, here, ("sampling", "shift", "steps", "sampler", "scheduler"))
         if name != "scheduler" or (here.scheduler and profile.scheduler)  # "" is not known, which is no difference
     ]
     remarks += [
-        f"{name}: the profile is used although measured at {old}, now {new}"
+        note("profile_differs_used", field=name, measured=old, here=new)
         for name, old, new in _differing(profile, here, ("guidance", "latent_shape"))
     ]
     return refusals, remarks
+
+
+def model_digest(measured: Measured) -> str:
+    """64 hex digits that identify a model: a hash of the fields in which ``differences`` refuses any difference."""
+    content = {name: value for name, value in asdict(measured).items() if name in _REFUSED}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _differing(one: Measured, other: Measured, names: Iterable[str]) -> Iterable[tuple[str, str, str]]:
@@ -88,7 +95,7 @@ def _differing(one: Measured, other: Measured, names: Iterable[str]) -> Iterable
 
 
 def _shown(value: object) -> str:
-    """A value in a message. Of a fingerprint, which means nothing to a reader, enough to tell two apart."""
+    """A value in a message. A fingerprint is shortened: it only has to differ from another."""
     if value == "" or value is None:
         return "none"
     if isinstance(value, tuple):
@@ -97,7 +104,7 @@ def _shown(value: object) -> str:
 
 
 def fingerprint_weights(model: ModelPatcher) -> str:
-    """64 hex digits that stand for the base weights of the diffusion model, LoRAs not counted.
+    """64 hex digits that identify the base weights of the diffusion model, LoRAs not counted.
 
     Name, shape and 16 values each of up to 64 parameters, evenly picked. The values are rounded to bfloat16, so that
     fp32, fp16 and bf16 loads of one fp16 checkpoint agree; an fp8 or otherwise quantised load has other values, hence
@@ -126,7 +133,7 @@ def _sample(tensor: torch.Tensor) -> bytes:
     if tensor.is_meta:
         return b""
     if is_traceable_wrapper_subclass(tensor):
-        # Slicing a quantised tensor would dequantise all of it. The stored numbers tell as much.
+        # Slicing a quantised tensor would dequantise all of it. The stored numbers do as well.
         return _sample(getattr(tensor, tensor.__tensor_flatten__()[0][0]))
     flat = tensor.detach().reshape(-1)
     few = flat[:: max(1, flat.numel() // VALUES_READ)][:VALUES_READ]
@@ -134,7 +141,7 @@ def _sample(tensor: torch.Tensor) -> bytes:
 
 
 def fingerprint_loras(model: ModelPatcher) -> str:
-    """64 hex digits that stand for the weight patches (LoRAs, merges) and their strengths; "" without any.
+    """64 hex digits that identify the weight patches (LoRAs, merges) and their strengths; "" without any.
 
     Patches that belong to a conditioning (hooks) are not counted.
     """
@@ -151,7 +158,7 @@ def fingerprint_loras(model: ModelPatcher) -> str:
 
 
 def _parts(value: object) -> Iterable[bytes]:
-    """What tells a patch from another: values of its tensors, its numbers and names, in order."""
+    """What distinguishes a patch from another: values of its tensors, its numbers and names, in order."""
     if isinstance(value, torch.Tensor):
         yield f"tensor{tuple(value.shape)}".encode()
         yield _sample(value)
@@ -173,6 +180,11 @@ def _sampling_name(sampling: object) -> str:
     """Class names of the sampling's parts; ComfyUI joins them in a class of no telling name."""
     parts = type(sampling).__bases__
     return "+".join(part.__name__ for part in parts) if len(parts) > 1 else type(sampling).__name__
+
+
+def _sampler_name(sampler: Any) -> str:
+    function = getattr(sampler, "sampler_function", None)
+    return str(getattr(function, "__name__", type(sampler).__name__)).removeprefix("sample_")
 
 
 def _shift(sampling: object) -> float | None:

@@ -1,37 +1,46 @@
-"""A profile from several full runs, and one cached run that shows how the model answers to errors."""
+"""ERTA Profile's measurement: several full runs, and one cached run that shows the model's response to errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from ..erta.notes import Note, note
 from ..erta.perturbed_run import PerturbedRun
 from ..erta.planner import MIN_CALLS, solve
 from ..erta.problem import Problem
 from ..erta.profile import Measured, Profile, Table
 from ..erta.settings import Settings
+from .recording import Recording
 from .report import Report
-from .session import Context, Start, attach
-from .tasks import OnReport, Recording
+from .run import attach
+from .task import Context, OnReport, Start
 
 Features = dict[str, dict[int, Tensor]]
 
 _NOTHING = "Nothing was sampled: give steps and a denoise above 0."
-_REMEDY = "Choose a sampler whose model calls do not depend on the model's outputs, such as euler, and 2 steps or more."
+_REMEDY = (
+    "Choose a sampler whose model calls do not depend on the model's output, such as euler, and use 2 steps or more."
+)
 
-# Errors everywhere in the run, and of the kind that planned runs make: every other model call, on a line. Those of held
-# features are answered otherwise, and what was predicted from that was up to 10 times too high with some prompts.
-_REHEARSED = Settings(speed=2.0, mode="paper", predictor="linear")
+# Errors everywhere in the run, and of the kind that planned runs make: every other model call, by linear extrapolation.
+# The response to errors of held features differs: errors predicted from it were up to 10 times too high.
+_PERTURBED = Settings(speed=2.0, mode="paper", predictor="linear")
+
+
+class ProfileIncomplete(RuntimeError):
+    """Not every run could be recorded; the message says why."""
 
 
 @dataclass(frozen=True)
 class Perturbing:
-    """A cached run of what was recorded last, to measure how the model answers to errors.
+    """A task: repeat the run that was recorded last with some model calls reused, and measure the error response.
 
-    on_tables gets the run's tables with what was measured.
+    features, tables: of that run; features are let go on the way. on_tables gets the tables with what was measured.
     """
 
     features: Features
@@ -39,39 +48,36 @@ class Perturbing:
     on_tables: Callable[[tuple[Table, ...]], None]
     on_report: OnReport
 
-    def begin(self, setting: Context) -> Start:
-        plan = solve(Problem(setting.schedule, setting.respond, None, setting.edges), _REHEARSED)
-        perturbed = PerturbedRun(plan, setting.respond(setting.schedule), self.features)
-        return Start(perturbed, "output", plan.sigmas, plan=plan)
+    def begin(self, context: Context) -> Start:
+        """Raises UnknownResponse."""
+        problem = Problem(context.schedule, context.respond, None, context.edges)
+        plan = solve(problem, _PERTURBED)
+        perturbed = PerturbedRun(plan, problem.response, self.features)
+        return Start(perturbed, sigmas=plan.sigmas, plan=plan, finish=partial(self._finish, perturbed))
 
-    def finish(self, start: Start, report: Report, samples: Tensor, setting: Context) -> None:
-        note = "answer to errors not measured: the run did not go as foreseen"
-        if report.complete and isinstance(start.observer, PerturbedRun):
-            self.on_tables(start.observer.measured(self.tables))
-            note = "answer to errors measured"
-        self.on_report(replace(report, notes=(*report.notes, note)))
-
-
-class ProfileIncomplete(RuntimeError):
-    """Not every run could be recorded; the message says why."""
+    def _finish(self, perturbed: PerturbedRun, report: Report, samples: Tensor) -> None:
+        if report.complete:
+            self.on_tables(perturbed.with_error_response(self.tables))
+        code = "error_response_measured" if report.complete else "error_response_failed"
+        self.on_report(replace(report, notes=(*report.notes, note(code))))
 
 
 def measure_profile(
     model: Any, render: Callable[[Any, int], None], runs: int, level: str, scheduler: str, on_report: OnReport
 ) -> Profile:
-    """Record ``runs`` full runs; at output level the first is followed by a cached run of the same, half as long.
+    """Record ``runs`` full runs; at output level a perturbed run follows the first, which costs half of one.
 
-    render(model, run) renders run 0, 1, ... with the model it is given; a perturbed run renders run 0 once more. Raises
+    render(model, run) renders run 0, 1, ... with a model; run 0 once more for the perturbed run. Raises
     ProfileIncomplete.
     """
     measured: list[Measured] = []
     tables: list[tuple[Table, ...]] = []
     reports: list[Report] = []
 
-    def keep(what: Measured, found: tuple[Table, ...]) -> str:
+    def keep(what: Measured, found: tuple[Table, ...]) -> tuple[Note, ...]:
         measured.append(what)
         tables.append(found)
-        return "" if len(tables) < runs else f"{runs} run{'s'[: runs > 1]} recorded"
+        return () if len(tables) < runs else (note("runs_recorded", runs=runs),)
 
     def report(found: Report) -> None:
         reports.append(found)
@@ -81,10 +87,13 @@ def measure_profile(
         features: list[Features] = []
         render(attach(model, Recording(level, run, keep, report, scheduler, features.append)), run)
         if len(tables) <= run:
-            why = f"{'; '.join(reports[-1].notes)}. {_REMEDY}" if reports else _NOTHING
-            raise ProfileIncomplete(f"{run} of {runs} runs were measured. {why}")
+            raise ProfileIncomplete(f"{run} of {runs} runs were measured. {_reason(reports)}")
         if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_CALLS:
-            measured: list[tuple[Table, ...]] = []
-            render(attach(model, Perturbing(features.pop(), tables[0], measured.append, report)), run)
-            tables[0] = measured[0] if measured else tables[0]
+            with_response: list[tuple[Table, ...]] = []
+            render(attach(model, Perturbing(features.pop(), tables[0], with_response.append, report)), run)
+            tables[0] = with_response[0] if with_response else tables[0]
     return Profile(measured[0], tuple(table for found in tables for table in found))
+
+
+def _reason(reports: list[Report]) -> str:
+    return f"{'; '.join(one.text for one in reports[-1].notes)}. {_REMEDY}" if reports else _NOTHING

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..erta.notes import Note, note
 from ..erta.profile import Measured
 
 _FILE = Path(__file__).resolve().parent.parent / "profiles" / "presets.json"
@@ -15,6 +16,7 @@ _SAME_SIZE = 0.1
 
 
 def preset_names() -> list[str]:
+    """All names, in the order in which they are offered."""
     return [entry["name"] for entry in _entries()]
 
 
@@ -28,14 +30,14 @@ def preset_steps(name: str) -> tuple[tuple[int, ...], int]:
     raise ValueError(f"preset {name[:64]!r} does not ship with this version; choose one of {', '.join(preset_names())}")
 
 
-def preset_remarks(compute: tuple[int, ...], steps: int, here: Measured) -> tuple[str, ...]:
-    """What to say of a list of steps on this model: nothing where it was published for it, or is nobody's."""
+def preset_remarks(compute: tuple[int, ...], steps: int, here: Measured) -> tuple[Note, ...]:
+    """What to say of a list of steps on this model: nothing where it was published for it, or for no model."""
     same = [entry for entry in _entries() if (tuple(entry["compute"]), entry["steps"]) == (compute, steps)]
     if not same or any(_fits(entry, here) for entry in same):
         return ()
     models = " and ".join(sorted({entry["model"] for entry in same}))
-    size = f"{here.parameters / 1e9:.3g} billion parameters"
-    return (f"preset published for {models}, this is {here.model_class} of {size}: it may fit badly",)
+    size = f"{here.parameters / 1e9:.3g}"
+    return (note("preset_other_model", models=models, model_class=here.model_class, size=size),)
 
 
 def _fits(entry: dict[str, Any], here: Measured) -> bool:

@@ -1,4 +1,4 @@
-"""The sampler's response in ComfyUI: run its own function on unit impulses, leaving no trace."""
+"""The sampler's impulse response in ComfyUI: run its own function on unit impulses, leaving no trace."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ..erta.response import Denoise, ImpulseResponse, UnknownResponse, probe
 class _ProbedModel:
     """What a sampler function sees as its model: callable, and with the paths on which functions look for facts."""
 
-    def __init__(self, answer: Denoise, model_patcher: Any, sampler: str = "the sampler") -> None:
-        self._answer, self._sampler = answer, sampler
+    def __init__(self, denoise: Denoise, model_patcher: Any, sampler: str = "the sampler") -> None:
+        self._denoise, self._sampler = denoise, sampler
         sampling = model_patcher.get_model_object("model_sampling")
         # Samplers of other packs ask where the model computes, and for marks on its modules, of which there are none.
         base = SimpleNamespace(model_sampling=sampling, device=torch.device("cpu"), diffusion_model=SimpleNamespace())
         self.inner_model = SimpleNamespace(model_patcher=model_patcher, inner_model=base)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        # Some would even be linear in what they are answered here, with a zero for what nobody hands them.
+        # Some would even seem linear here: they start from a zero where no unconditional prediction arrives.
         if any(name.startswith("sampler_") for name in kwargs.get("model_options", {})):
             reads = "reads predictions from within guidance, which a reused model call does not have"
             raise UnknownResponse(f"{self._sampler} {reads}")
-        return self._answer(x, sigma)
+        return self._denoise(x, sigma)
 
 
 def sampler_response(sampler: Any, schedule: np.ndarray, model_patcher: Any) -> ImpulseResponse:
-    """Response of a ComfyUI sampler object on a schedule (N + 1,). Raises UnknownResponse with the reason.
+    """Impulse response of a ComfyUI sampler object on a schedule (N + 1,). Raises UnknownResponse with the reason.
 
     Random states are restored, noise is silenced, no callback or progress bar is called, and the options that the
     function gets are copies.
@@ -63,7 +63,7 @@ def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.
 
     asked_for_noise = False
 
-    def run(answer: Denoise, x: torch.Tensor) -> torch.Tensor:
+    def run(denoise: Denoise, x: torch.Tensor) -> torch.Tensor:
         def silence(*_: Any) -> torch.Tensor:
             nonlocal asked_for_noise
             asked_for_noise = True
@@ -73,9 +73,9 @@ def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.
         if "noise_sampler" in parameters:
             options["noise_sampler"] = silence
         extra_args = {"model_options": {"transformer_options": {}}, "seed": 0, "denoise_mask": None}
-        # The schedule is made anew each time: uni_pc writes into the one it is given.
+        # The schedule is made anew each time: uni_pc writes into it.
         sigmas = torch.tensor(schedule, dtype=dtype)
-        model = _ProbedModel(answer, model_patcher, _name(sampler))
+        model = _ProbedModel(denoise, model_patcher, _name(sampler))
         result: torch.Tensor = function(model, x, sigmas, extra_args=extra_args, callback=None, disable=True, **options)
         return result
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..erta.notes import Note
 from ..erta.planner import Point
 
 
 @dataclass(frozen=True)
 class Report:
-    """model calls: calls of the sampler, computed + reused. seconds: the whole run; seconds_computed and
-    seconds_reused: the model calls of each kind. cache_bytes: most that was held at once. complete: the run went as
-    foreseen. notes: lines in an artist's words. predicted_error: (median, worst) relative error of the latent that the
-    profile lets expect, () where nothing was measured. plan: its JSON. compute: "1" computed, "0" reused. curve: what
-    other speeds come to, () without a profile."""
+    """calls: model calls of the sampler, computed + reused. seconds: the whole run; seconds_computed and
+    seconds_reused: its model calls of each kind. cache_bytes: most that was held at once. complete: the run went as
+    planned. predicted_error: (median, worst) expected relative error of the final latent over the profile's runs, ()
+    where nothing was measured. plan: its JSON. compute: "1" computed, "0" reused. sigmas: of each model call. curve:
+    the error at other speeds, () without a profile."""
 
     calls: int
     computed: int
@@ -23,7 +24,7 @@ class Report:
     seconds_computed: float
     seconds_reused: float
     cache_bytes: int
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     complete: bool = True
     predicted_error: tuple[float, ...] = ()
     plan: str = ""
@@ -40,10 +41,11 @@ class Report:
         return max((self.seconds + saved) / self.seconds, 1.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; for the node's UI output."""
+        """JSON-able; for the node's UI output. Each note is a record of its level, code, text and values."""
         return {**asdict(self), "speed_up": round(self.speed_up, 3), "text": self.as_text()}
 
     def as_text(self) -> str:
+        """Lines in plain words: the counts, the times, the predicted error, and each note's text."""
         lines = [f"{self.computed} of {self.calls} model calls computed, {self.reused} reused"]
         if self.reused:
             each = f"{_milliseconds(self.seconds_computed, self.computed)} computed"
@@ -53,7 +55,7 @@ class Report:
         if self.predicted_error:
             median, worst = self.predicted_error
             lines.append(f"predicted error {median:.2%} of the latent, worst recorded run {worst:.2%}")
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *(note.text for note in self.notes)])
 
 
 def _milliseconds(seconds: float, count: int) -> str:

@@ -1,6 +1,6 @@
 """The store: named profiles in a user's folder, on top of those that the pack ships.
 
-Names come from workflows, hence from strangers. A name is never more than one file's name inside these folders.
+Names come from workflows, which anybody may have written. A name is only ever one file's name in these folders.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Store:
     shipped_dirs: tuple[Path, ...] = ()
 
     def path(self, name: str) -> Path:
-        """Where the user's profile of this name lies or would lie. Raises StoreError."""
+        """The path of the user's profile of this name, whether it exists or not. Raises StoreError."""
         return _inside(self.user_dir, name)
 
     def save(self, name: str, profile: Profile) -> Path:

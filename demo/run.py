@@ -95,7 +95,7 @@ class Demo:
     def render_builtin(self) -> None:
         """Before any profile exists: afterwards the sampler node would find it."""
         renders = [self._render(BUILTIN, job.changes(**self.given), "built-in plan") for job in self.jobs]
-        if all("built-in plan" in "".join(render.report["notes"]) for render in renders):
+        if all(any(note["code"] == "built_in" for note in render.report["notes"]) for render in renders):
             self.results.renders["builtin"] = renders
 
     def record_profiles(self) -> None:

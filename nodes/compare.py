@@ -95,6 +95,7 @@ def scores(whole: float, by_frame: list[float], similarity: list[float]) -> dict
 
 
 def as_text(found: dict[str, Any]) -> str:
+    """What ``scores`` found, in lines."""
     frames = found["frames"]
     lines = [f"{frames} frame{'s'[: frames > 1]}{', identical' if found['identical'] else ''}"]
     for name, unit in (("psnr", " dB"), ("ssim", "")):

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..comfy_erta.browser import Progress, complete_workflow, send_report
+from ..comfy_erta.caching import Caching
 from ..comfy_erta.report import Report
-from ..comfy_erta.session import attach, attached_task
+from ..comfy_erta.run import attach, attached_task
 from ..comfy_erta.store import default_store
-from ..comfy_erta.tasks import Caching
-from ..comfy_erta.travel import Progress, complete_workflow, send_report
 from ..erta.planner import adjusted_schedule
-from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, settings_from
+from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, settings_from, with_defaults
 from .profiling import render
 from .view import report_ui
 
@@ -38,7 +38,7 @@ class ERTACachedSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, preset: str = "none") -> bool | str:
-        return True  # a workflow may name a preset of another version; wish_from says so in its own words
+        return True  # a workflow may name a preset of another version; settings_from says so in its own words
 
     @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
@@ -75,12 +75,12 @@ class ERTACache(io.ComfyNode):
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
         node_id, pnginfo = cls.hidden.unique_id, cls.hidden.extra_pnginfo
 
-        def tell(report: Report) -> None:
+        def send(report: Report) -> None:
             send_report(node_id, report)
             # Of the prompt in which this ran; in later ones, served from the cache, the browser has filled the widget.
             complete_workflow(pnginfo, node_id, report.plan, plan_place())
 
-        task = _caching(model, inputs, tell)
+        task = _caching(model, inputs, send)
         return io.NodeOutput(attach(model, task, Progress(node_id)))
 
 
@@ -116,13 +116,14 @@ class ERTATimestepAdjuster(io.ComfyNode):
 
 
 def _caching(model: Any, inputs: dict[str, Any], on_report: Any) -> Caching:
+    values = with_defaults(inputs)
     return Caching(
-        settings=settings_from(model, inputs),
+        settings=settings_from(model, values),
         store=default_store(),
         on_report=on_report,
         profile=inputs.get("profile"),
-        carried=inputs.get("plan", ""),
-        without_profile=inputs.get("without_profile", "record"),
+        carried=values["plan"],
+        without_profile=values["without_profile"],
         scheduler=inputs.get("scheduler", ""),
-        offload=inputs.get("offload", False),
+        offload=values["offload"],
     )

@@ -9,36 +9,36 @@ from typing import Any
 import numpy as np
 
 from ..comfy_erta.report import Report
+from ..erta.notes import note
 from ..erta.planner import Point, distances, error_curve, euler_response
 from ..erta.problem import Problem
 from ..erta.profile import Profile
 from ..erta.profile_file import digest
 from ..erta.settings import Settings
 
-_MAP = 48  # cells to a side: more are not told apart on a node
+_MAP = 48  # cells to a side: more cannot be distinguished on a node
 
 
 def report_ui(reports: Sequence[Report]) -> dict[str, list[Any]]:
+    """Each run's report, as data and as text."""
     return {"erta": [r.as_dict() for r in reports], "text": [r.as_text() for r in reports]}
 
 
 def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[str, list[Any]]:
-    """The profile in short, and the error to expect at each speed (the curve that one turns the knob on)."""
+    """The profile in short, the predicted error at each speed, and the notes of its runs, as data and as text."""
     curve = [asdict(point) for point in _curve(profile)]
     measured = profile.measured
     runs = f"{profile.runs} run{'s' if profile.runs > 1 else ''}"
+    unmeasured = () if any(table.has_error_response for table in profile.tables) else (note("no_error_response"),)
+    notes = [*unmeasured, *(one for report in reports for one in report.notes)]
     lines = [
         f"profile {name}: {measured.model_class}, {runs} of {measured.steps} steps",
         f"{measured.sampler} {measured.scheduler}, guidance {measured.guidance}, {measured.level} level",
         *(f"{c['speed']:g}x: predicted error {c['median']:.2%}, worst {c['worst']:.2%}" for c in curve if c["median"]),
-        *(
-            []
-            if any(t.has_error_response for t in profile.tables)
-            else ["how errors grow was not measured: on the high side"]
-        ),
-        *(note for report in reports for note in report.notes),
+        *(one.text for one in notes),
     ]
     content = {"name": name, "measured": asdict(measured), "digest": digest(profile), "curve": curve}
+    content["notes"] = [asdict(one) for one in notes]
     content |= {"sigmas": [round(float(sigma), 4) for sigma in profile.sigmas], "map": _map(profile)}
     return {"erta": [content], "text": ["\n".join(lines)]}
 

@@ -326,10 +326,10 @@ def test_offline_schedules_spend_the_budget_and_no_more(comfy_pack, place, budge
 
 
 def test_the_best_trial_within_the_budget_wins(comfy_pack):
-    from ertacache.bench.methods import Context, Trial
+    from ertacache.bench.methods import Setting, Trial
     from ertacache.bench.tuning import best
 
-    settings = [Context(name) for name in "abc"]
+    settings = [Setting(name) for name in "abc"]
     trials = [Trial(s, e, p) for s, e, p in zip(settings, (5.0, 4.0, 5.5), (30.0, 20.0, 40.0), strict=True)]
     assert best(trials, 5) is settings[0]
     assert best(trials, 4) is settings[1]

@@ -8,22 +8,16 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tomllib
 import torch
 
+from ertacache.erta.notes import note
 from ertacache.erta.profile import Measured
 from ertacache.erta.profile_file import measured_from_json, measured_to_json
 
 KEY = "diffusion_model.blocks.0.ffn.0.weight"
-SETTINGS = {
-    "sampler": "euler",
-    "scheduler": "simple",
-    "steps": 12,
-    "guidance": 3.0,
-    "latent_shape": torch.Size((1, 16, 2, 4, 4)),
-    "level": "output",
-}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +27,15 @@ def identity(comfy: ModuleType) -> ModuleType:
     return identity
 
 
-def described(identity: ModuleType, model: Any, **changed: Any) -> Measured:
-    measured: Measured = identity.describe(model, **{**SETTINGS, **changed})
+def described(identity: ModuleType, model: Any) -> Measured:
+    """Of a run of 12 steps at guidance 3 that is about to start."""
+    import comfy.samplers
+
+    from ertacache.comfy_erta.task import Context
+
+    guider, sampler = SimpleNamespace(model_patcher=model, cfg=3.0), comfy.samplers.sampler_object("euler")
+    context = Context(guider, sampler, np.linspace(1.0, 0.0, 13), (1, 16, 2, 4, 4), ())
+    measured: Measured = identity.measure_identity(context, "output", "simple")
     return measured
 
 
@@ -326,7 +327,7 @@ def test_another_model_is_refused(identity: ModuleType, here: Measured, field: s
 def test_other_sigmas_are_remarked(identity: ModuleType, here: Measured, field: str, value: object, shown: str) -> None:
     refusals, (remark,) = identity.differences(here, replace(here, **{field: value}))
     assert refusals == []
-    assert remark == f"{field}: the profile was measured with {shown}, now {getattr(here, field)}"
+    assert remark == note("profile_differs", field=field, measured=shown, here=getattr(here, field))
 
 
 def test_a_scheduler_that_is_not_known_is_no_difference(identity: ModuleType, here: Measured) -> None:
@@ -343,4 +344,4 @@ def test_other_conditions_are_remarked(
 ) -> None:
     refusals, (remark,) = identity.differences(here, replace(here, **{field: value}))
     assert refusals == []
-    assert remark == f"{field}: the profile is used although measured at {shown}, now {now}"
+    assert remark == note("profile_differs_used", field=field, measured=shown, here=now)

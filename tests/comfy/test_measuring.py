@@ -15,6 +15,7 @@ from ertacache.erta.planner import MIN_CALLS
 from ertacache.erta.profile import Profile
 from ertacache.erta.profile_file import digest, to_bytes
 from ertacache.erta.settings import Settings
+from ertacache.tests.comfy.traps import codes
 
 STEPS = 12
 
@@ -69,7 +70,7 @@ def live_tensors() -> int:
 
 
 def unlike(report) -> list[str]:
-    return [note for note in report.notes if "unlike the profiled runs" in note]
+    return [note.text for note in report.notes if note.code == "unlike_profile"]
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +78,13 @@ def profile(wan, sample) -> Profile:
     return measured(wan, sample)[0]
 
 
-def test_runs_are_full_renders_bit_for_bit_and_the_rehearsal_is_half_of_one(wan, sample):
+def test_runs_are_full_renders_bit_for_bit_and_the_perturbed_run_is_half_of_one(wan, sample):
     _, latents, reports = measured(wan, sample)
     assert [report.computed for report in reports] == [STEPS, STEPS // 2, STEPS]
     for latent, seed in ((latents[0], 20), (latents[2], 21)):
         assert torch.equal(latent, sample(seed=seed))
     assert not torch.equal(latents[1], latents[0]), "the perturbed run is a cached run of the first"
-    assert any("answer to errors measured" in note for note in reports[1].notes)
+    assert codes(reports[1]) == ["error_response_measured"]
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "uni_pc", "dpmpp_2m_sde"])
@@ -101,7 +102,7 @@ def test_a_profile_costs_its_full_runs_and_half_of_one(wan, sample, sampler):
     assert torch.equal(latents[2], sample(seed=21, sampler_name=sampler))
 
 
-def test_the_first_run_knows_how_the_model_answers(profile):
+def test_the_first_run_has_the_error_response(profile):
     first, second = profile.tables
     assert first.has_error_response and not second.has_error_response
     assert np.isfinite(first.gain).all() and np.isfinite(first.deviation).all()
@@ -113,7 +114,7 @@ def test_measuring_twice_gives_the_same_profile(wan, sample, profile):
 
 
 @pytest.mark.parametrize("changed", [{"level": "blocks"}, {"steps": MIN_CALLS - 1}], ids=["blocks", "few steps"])
-def test_where_no_answer_can_be_measured_there_is_no_rehearsal(wan, sample, changed):
+def test_where_no_error_response_can_be_measured_there_is_no_perturbed_run(wan, sample, changed):
     found, latents, reports = measured(wan, sample, **changed)
     assert len(latents) == len(reports) == 2
     assert not any(table.has_error_response for table in found.tables)
@@ -137,19 +138,19 @@ def test_a_later_run_that_cannot_be_recorded_is_told_by_how_many_were(wan, sampl
         measure_profile(wan, render, 2, "output", "simple", lambda report: None)
 
 
-def test_a_rehearsal_that_goes_elsewhere_measures_nothing_and_says_so(wan, sample, monkeypatch):
+def test_a_perturbed_run_that_goes_elsewhere_measures_nothing_and_says_so(wan, sample, monkeypatch):
     from ertacache.comfy_erta import measuring
 
     begin = measuring.Perturbing.begin
 
-    def astray(self, setting):
-        start = begin(self, setting)
+    def astray(self, context):
+        start = begin(self, context)
         return replace(start, sigmas=(*start.sigmas[:4], *(0.9 * sigma for sigma in start.sigmas[4:])))
 
     monkeypatch.setattr(measuring.Perturbing, "begin", astray)
     found, latents, reports = measured(wan, sample)
     assert found.runs == 2 and not any(table.has_error_response for table in found.tables)
-    assert "answer to errors not measured: the run did not go as foreseen" in reports[1].notes
+    assert "error_response_failed" in codes(reports[1])
     assert torch.equal(latents[2], sample(seed=21))
 
 
@@ -169,7 +170,7 @@ def kept_here(store, monkeypatch):
     return store
 
 
-def test_the_node_gives_out_the_first_full_render_and_keeps_the_answer(wan, sample, conds, profile, kept_here):
+def test_the_node_gives_out_the_first_full_render_and_keeps_the_error_response(wan, sample, conds, profile, kept_here):
     output = nodes_profile(wan, conds)
     given, latent = output.result
     assert torch.equal(latent["samples"], sample(seed=20))
@@ -178,13 +179,15 @@ def test_the_node_gives_out_the_first_full_render_and_keeps_the_answer(wan, samp
     assert digest(kept) == digest(given) == digest(profile)
     assert [table.has_error_response for table in kept.tables] == [True, False]
     assert np.array_equal(kept.tables[0].deviation, profile.tables[0].deviation)
-    assert "answer to errors measured" in output.ui["text"][0]
-    assert "not measured" not in output.ui["text"][0]
+    said = [note["code"] for note in output.ui["erta"][0]["notes"]]
+    assert said == ["error_response_measured", "runs_recorded"]
+    assert "the response to errors was measured" in output.ui["text"][0]
 
 
-def test_the_node_says_where_no_answer_was_measured(wan, conds, kept_here):
-    (text,) = nodes_profile(wan, conds, level="blocks").ui["text"]
-    assert "how errors grow was not measured" in text
+def test_the_node_says_where_no_error_response_was_measured(wan, conds, kept_here):
+    ui = nodes_profile(wan, conds, level="blocks").ui
+    assert [note["code"] for note in ui["erta"][0]["notes"]] == ["no_error_response", "runs_recorded"]
+    assert "how errors grow was not measured" in ui["text"][0]
 
 
 @pytest.mark.parametrize(
@@ -238,8 +241,8 @@ def test_cancel_while_measuring_leaves_the_model_as_it_was(wan, sample, stop_at)
 
 
 def followed(wan, sample, store, profile, seed=20, **more):
-    from ertacache.comfy_erta.session import attach
-    from ertacache.comfy_erta.tasks import Caching
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
 
     reports = []
     sample(attach(wan, Caching(Settings(speed=2.0), store, reports.append, profile, **more)), seed=seed)
@@ -265,8 +268,8 @@ def test_a_run_unlike_them_is_computed_more_with_one_line(wan, sample, store, pr
 
 def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(wan, sample, store, profile):
     """On random weights, which answer errors differently from any trained model."""
-    from ertacache.comfy_erta.session import attach
-    from ertacache.comfy_erta.tasks import Caching
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
 
     reports, errors = [], []
     for seed in (20, 21):
@@ -279,17 +282,17 @@ def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(
 
 def test_a_profile_that_cannot_be_kept_does_not_cost_the_picture(wan, sample, tmp_path):
     """A full disk or the like, at the end of a first render that records."""
-    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
     from ertacache.comfy_erta.store import Store
-    from ertacache.comfy_erta.tasks import Caching
 
     in_the_way = tmp_path / "profiles"
     in_the_way.write_text("a file where the folder should be")
     reports = []
     latent = sample(attach(wan, Caching(Settings(), Store(in_the_way), reports.append)))
     assert torch.equal(latent, sample())
-    (note,) = [note for note in reports[0].notes if note.startswith("nothing recorded: profile ")]
-    assert "cannot be kept" in note
+    (note,) = [note for note in reports[0].notes if note.code == "not_recorded"]
+    assert "cannot be kept" in note.text
 
 
 @pytest.mark.parametrize("level", ["output", "blocks"])

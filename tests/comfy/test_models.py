@@ -58,8 +58,8 @@ class Case:
 
     def cached(self, store: Any, speed: float, level: str = "output", profile: Profile | None = None) -> Any:
         """(model, reports) with the cache on it; without a profile it records into the store."""
-        from ertacache.comfy_erta.session import attach
-        from ertacache.comfy_erta.tasks import Caching
+        from ertacache.comfy_erta.caching import Caching
+        from ertacache.comfy_erta.run import attach
 
         reports: list[Any] = []
         return attach(self.model, Caching(Settings(speed=speed, level=level), store, reports.append, profile)), reports
@@ -147,13 +147,14 @@ def test_blocks_level_works_or_says_why_not(case: Case, store: Any) -> None:
         model, reports = case.cached(store, 2.0, "blocks")
         assert torch.equal(case.render(model, seed=6), case.plain)
         assert reports[0].computed == STEPS and not store.names()
-        assert any("level 'blocks' is known for WanModel, " in note for note in reports[0].notes)
-        assert any("choose level 'output'" in note for note in reports[0].notes)
+        (note,) = reports[0].notes
+        assert note.code == "computed_all" and "level 'blocks' is known for WanModel, " in note.text
+        assert "choose level 'output'" in note.text
         return
     profile, rendered = case.record("blocks")
     assert torch.equal(rendered, case.render())
     model, reports = case.cached(store, 2.0, "blocks", profile)
-    from ertacache.comfy_erta.levels import _known_blocks, block_slots
+    from ertacache.comfy_erta.blocks import _known_blocks, block_slots
 
     slots = block_slots(case.model)
     module = case.model.model.diffusion_model
@@ -176,11 +177,9 @@ class Echo:
     """Stands for a session: keeps the residuals of a forward, and hands each back where the forward comes again."""
 
     def __init__(self) -> None:
-        from ertacache.comfy_erta.session import Start
+        from ertacache.comfy_erta.task import Start
 
         self.start = Start()
-        self.seen: dict[tuple[Any, str], int] = {}
-        self.forwards = self.forwards_reused = 0
         self.residuals: dict[str, torch.Tensor] = {}
 
     def predict(self, key: str) -> torch.Tensor | None:
@@ -194,29 +193,29 @@ def test_a_residual_handed_back_gives_what_was_computed(case: Case) -> None:
     """At one and the same input, so that nothing of the plan's errors hides one in the stack's ends."""
     from comfy.patcher_extension import WrappersMP
 
-    from ertacache.comfy_erta.levels import _Stack, block_slots
+    from ertacache.comfy_erta.blocks import BlocksLevel, block_slots
 
     if not case.tiny.blocks:
         pytest.skip("level blocks is refused")
     echo, errors = Echo(), []
-    stack = _Stack(echo, block_slots(case.model))
+    level = BlocksLevel(echo, block_slots(case.model))
 
     def twice(executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the wrapper of the stack: computed, then the same again by the residual."""
         echo.residuals.clear()
-        echo.seen.clear()
+        level.seen.clear()
         computed = executor(*args, **kwargs)
         again = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
-        echo.seen.clear()
+        level.seen.clear()
         reused = executor(*args, **again)
         errors.append(float((reused - computed).norm() / computed.norm()))
         return computed
 
     model = case.model.clone()
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "twice", twice)
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stack", stack.forward)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "level", level.forward)
     assert torch.equal(case.render(model, seed=6), case.plain)
-    assert echo.forwards == 2 * echo.forwards_reused == 2 * len(errors) > 0
+    assert level.forwards == 2 * level.forwards_reused == 2 * len(errors) > 0
     assert max(errors) < 1e-4
 
 
@@ -264,7 +263,7 @@ def render_in_two(stages: tuple[Any, Any], seed: int) -> torch.Tensor:
 
 
 def test_two_experts_have_a_profile_each_and_the_switch_is_computed(comfy_pack: ModuleType, store: Any) -> None:
-    from ertacache.comfy_erta.tasks import ProfileMismatch
+    from ertacache.comfy_erta.caching import ProfileMismatch
 
     high, low = Case("Wan 2.2 T2V"), Case("Wan 2.2 T2V")
     low.model = low.tiny.build(seed=8)
@@ -279,12 +278,14 @@ def test_two_experts_have_a_profile_each_and_the_switch_is_computed(comfy_pack: 
     assert len(early) == len(late) == STEPS // 2
     for report in (of_high[-1], of_low[-1]):
         assert report.complete and report.compute[0] == "1" and report.reused == STEPS // 2
-    used = [next(note for note in reports[-1].notes if note.startswith("profile ")) for reports in (of_high, of_low)]
+    used = [
+        found.values["name"] for one in (of_high, of_low) for found in one[-1].notes if found.code == "profile_found"
+    ]
     assert used[0] != used[1]
     predicted = sum(reports[-1].predicted_error[0] for reports in (of_high, of_low))
     assert 0.0 < (result - plain).norm() / plain.norm() < FACTOR * predicted
 
-    wrong, _ = low.cached(store, 2.0, profile=store.load(used[0].removeprefix("profile ")))
+    wrong, _ = low.cached(store, 2.0, profile=store.load(used[0]))
     with pytest.raises(ProfileMismatch, match="weights"):
         render_in_two((high.model, wrong), 6)
 
@@ -309,7 +310,9 @@ def test_frame_by_frame_everything_is_computed_and_the_report_says_why(
     assert torch.equal(render(model), render(case.model))
     frames = tiny.latent[2]
     assert (reports[0].computed, reports[0].reused) == (frames * (STEPS + 1), 0)
-    assert any("sample_ar_video cannot be probed" in note for note in reports[0].notes) and not store.names()
+    assert ["sample_ar_video cannot be probed" in note.text for note in reports[0].notes] == [
+        True
+    ] and not store.names()
 
 
 @pytest.mark.parametrize("level", ["output", "blocks"])

@@ -33,16 +33,16 @@ def sampler_names():
 @pytest.mark.parametrize("name", sampler_names())
 def test_response_foresees_every_evaluation(wan, sample, name):
     """Number of calls and their sigmas, as a real run makes them."""
-    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.run import attach
 
     class Watch:
-        def begin(self, setting):
-            from ertacache.comfy_erta.session import Start
+        def begin(self, context):
+            from ertacache.comfy_erta.task import Start
 
-            self.response = setting.respond(setting.schedule)
-            return Start()
+            self.response = context.respond(context.schedule)
+            return Start(finish=self.finish)
 
-        def finish(self, start, report, samples, setting):
+        def finish(self, report, samples):
             self.report = report
 
     watch, sigmas = Watch(), []

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
+from ertacache.erta.notes import note
 from ertacache.erta.plan_file import plan_from_json
 from ertacache.erta.profile import Profile
+from ertacache.erta.profile_file import to_bytes
 from ertacache.erta.settings import Settings
+from ertacache.tests.comfy.traps import codes
 
 STEPS = 12
 
@@ -19,8 +23,8 @@ STEPS = 12
 @pytest.fixture(scope="session")
 def recorded(comfy_pack, wan, sample):
     """recorded(level, **sampling) -> Profile of two runs of the tiny model."""
-    from ertacache.comfy_erta.session import attach
-    from ertacache.comfy_erta.tasks import Recording
+    from ertacache.comfy_erta.recording import Recording
+    from ertacache.comfy_erta.run import attach
 
     def record(level="output", model=None, **sampling):
         kept, tables = [], []
@@ -28,7 +32,7 @@ def recorded(comfy_pack, wan, sample):
         def keep(measured, found):
             kept.append(measured)
             tables.extend(found)
-            return "kept"
+            return ()
 
         for run in range(2):
             task = Recording(level, run, keep, lambda report: None)
@@ -40,8 +44,8 @@ def recorded(comfy_pack, wan, sample):
 
 def cached(wan, store, settings, profile=None, **more):
     """(model, reports) with the cache on it."""
-    from ertacache.comfy_erta.session import attach
-    from ertacache.comfy_erta.tasks import Caching
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
 
     reports = []
     return attach(wan, Caching(settings, store, reports.append, profile, **more)), reports
@@ -125,6 +129,102 @@ def test_first_render_records_and_the_second_is_fast(wan, sample, store):
     assert len(store.names()) == 1
 
 
+def rotten(profile):
+    """The file of a profile whose header is as good as ever, while every number in its tables is NaN."""
+    data = to_bytes(profile)
+    start = 8 + int.from_bytes(data[:8], "little")
+    return data[:start] + b"\xff" * (len(data) - start)
+
+
+def test_a_stored_profile_with_rotten_tables_is_passed_over(wan, sample, store, recorded):
+    for name in ("a", "b", "c"):
+        store.save(name, recorded())
+    for name in ("a", "b"):
+        store.path(name).write_bytes(rotten(recorded()))
+    assert [name for name, _ in store.headers()] == ["a", "b", "c"], "by their headers all three fit"
+    model, reports = cached(wan, store, Settings(speed=2.0))
+    sample(model)
+    assert codes(reports[0])[:3] == ["profile_unreadable", "profile_unreadable", "profile_found"]
+    assert [note.values["name"] for note in reports[0].notes[:3]] == ["a", "b", "c"]
+    assert "safetensors" in reports[0].notes[0].values["reason"]
+    assert reports[0].computed == STEPS // 2 and reports[0].predicted_error
+    store.path("c").unlink()
+    assert torch.equal(sample(model), sample())
+    assert codes(reports[1]) == ["profile_unreadable", "profile_unreadable", "recording_first", "recorded"]
+    assert reports[1].computed == STEPS and len(store.names()) == 3
+
+
+@pytest.fixture
+def coming(wan, sample):
+    """coming(steps) -> the Context of a run of so many steps."""
+    from ertacache.comfy_erta.run import attach
+    from ertacache.comfy_erta.task import Start
+
+    class Looking:
+        def begin(self, context):
+            self.context = context
+            return Start()
+
+    def look(steps):
+        task = Looking()
+        sample(attach(wan, task), steps=steps)
+        return task.context
+
+    return look
+
+
+def over(calls):
+    """The report of a run that went as planned."""
+    from ertacache.comfy_erta.report import Report
+
+    return Report(calls, calls, 0, 1.0, 1.0, 0.0, 0)
+
+
+def test_notes_are_records_in_a_reports_dict_and_lines_of_its_text(comfy_pack):
+    said = note("other_sigma", call=3, sigma="0.5", expected="0.7")
+    report = replace(over(12), notes=(said,))
+    record = {"level": "warning", "code": "other_sigma", "text": said.text, "values": dict(said.values)}
+    assert json.loads(json.dumps(report.as_dict()))["notes"] == [record]
+    assert report.as_text().splitlines()[-1] == said.text
+
+
+def test_two_recordings_of_one_task_at_once_do_not_mix(coming):
+    """Each is finished by what ``begin`` gave back for it, in whatever order."""
+    from ertacache.comfy_erta.recording import Recording
+
+    kept, reports = [], []
+
+    def keep(measured, tables):
+        kept.append((measured, tables))
+        return ()
+
+    task = Recording("output", 0, keep, reports.append)
+    starts = [task.begin(coming(steps)) for steps in (STEPS, 8)]
+    features = torch.randn(STEPS, 1, 16, 2, 4, 4)
+    for i, feature in enumerate(features):
+        for start in starts:
+            if i < len(start.sigmas):
+                start.observer.observe(i, "guided", feature * len(start.sigmas))
+    for start in reversed(starts):
+        start.finish(over(len(start.sigmas)), features[0])
+    assert [measured.steps for measured, _ in kept] == [8, STEPS] == [report.calls for report in reports]
+    for (measured, (table,)), start in zip(kept, reversed(starts), strict=True):
+        assert table.sigmas.tolist() == list(start.sigmas)
+        mine = features[: measured.steps].flatten(1).double() * measured.steps
+        assert table.gram == pytest.approx((mine @ mine.T).numpy(), rel=1e-5, abs=0.01)
+
+
+def test_two_cached_runs_of_one_task_at_once_do_not_mix(wan, store, recorded, coming):
+    model, reports = cached(wan, store, Settings(speed=2.0), recorded())
+    task = model.get_attachment("ertacache")
+    starts = [task.begin(coming(steps)) for steps in (STEPS, 8)]
+    assert [start.plan.calls for start in starts] == [STEPS, 8]
+    assert starts[0].observer is not starts[1].observer
+    for start in reversed(starts):
+        start.finish(over(start.plan.calls), torch.zeros(1))
+    assert [{point.of for point in report.curve} for report in reports] == [{8}, {STEPS}]
+
+
 def test_builtin_plan_is_fast_at_once_and_keeps_nothing(wan, sample, store):
     model, reports = cached(wan, store, Settings(speed=2.0), without_profile="built-in plan")
     result = sample(model)
@@ -143,17 +243,17 @@ def test_a_carried_plan_renders_the_same_where_the_profile_is_missing(wan, sampl
     elsewhere = Store(tmp_path / "empty")
     again, told = cached(wan, elsewhere, Settings(speed=2.0), carried=reports[0].plan)
     assert torch.equal(sample(again), first)
-    assert "plan carried by the workflow" in told[0].notes
+    assert "carried" in codes(told[0])
     other, told = cached(wan, elsewhere, Settings(speed=1.5), carried=reports[0].plan, without_profile="built-in plan")
     sample(other)
     assert told[0].computed == round(STEPS / 1.5), "a turned knob beats the carried plan"
     shifted, told = cached(wan, elsewhere, Settings(speed=2.0), carried="{not json", without_profile="built-in plan")
     sample(shifted)
-    assert any("is not used" in note for note in told[0].notes)
+    assert "carried_refused" in codes(told[0])
 
 
 def test_other_models_lora_refuses_a_connected_profile(wan, sample, store, recorded):
-    from ertacache.comfy_erta.tasks import ProfileMismatch
+    from ertacache.comfy_erta.caching import ProfileMismatch
 
     profile = recorded()
     lora = wan.clone()
@@ -182,7 +282,7 @@ def test_other_latent_shape_is_used_and_said(wan, sample, store, recorded):
     model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     sample(model, latent={"samples": torch.zeros(2, 16, 3, 4, 6)})
     assert reports[0].reused > 0
-    assert any("latent" in note for note in reports[0].notes)
+    assert any(note.values.get("field") == "latent_shape" for note in reports[0].notes)
 
 
 def test_unforeseeable_samplers_are_computed_in_full_and_say_so(wan, sample, store):
@@ -190,21 +290,21 @@ def test_unforeseeable_samplers_are_computed_in_full_and_say_so(wan, sample, sto
         model, reports = cached(wan, store, Settings(speed=2.0))
         assert torch.equal(sample(model, sampler_name=name), sample(sampler_name=name))
         assert reports[0].reused == 0
-        assert any("everything computed" in note for note in reports[0].notes)
+        assert codes(reports[0]) == ["computed_all"]
 
 
 def test_few_steps_pass_through(wan, sample, store, recorded):
     model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     for steps in (1, 2, 5):
         assert torch.equal(sample(model, steps=steps), sample(steps=steps))
-        assert any("too few" in note for note in reports[-1].notes)
+        assert "too_few_calls" in codes(reports[-1])
 
 
 def test_speed_beyond_reach_takes_the_nearest(wan, sample, store, recorded):
     model, reports = cached(wan, store, Settings(speed=50.0), recorded())
     sample(model)
     assert reports[0].computed == 2
-    assert any("more than" in note for note in reports[0].notes)
+    assert "speed_limited" in codes(reports[0])
 
 
 @pytest.mark.parametrize("level", ["output", "blocks"])
@@ -293,23 +393,20 @@ def test_first_evaluation_behind_a_range_edge_is_computed(wan, sample, conds, st
 
 
 def test_a_sampler_that_comes_elsewhere_than_foreseen_is_computed_from_there(wan, sample, store, recorded):
-    from ertacache.comfy_erta import session as module
+    from ertacache.comfy_erta import run as module
 
     model, reports = cached(wan, store, Settings(speed=2.0), recorded())
     task = module.attached_task(model)
 
     class Shifted:
-        def begin(self, setting):
-            start = task.begin(setting)
+        def begin(self, context):
+            start = task.begin(context)
             wrong = (*start.sigmas[:4], *(0.9 * s for s in start.sigmas[4:]))
             return replace(start, sigmas=wrong)
 
-        def finish(self, *args):
-            task.finish(*args)
-
     result = sample(module.attach(wan, Shifted()))
     assert not reports[0].complete
-    assert any("instead of" in note for note in reports[0].notes)
+    assert "other_sigma" in codes(reports[0])
     assert error(result, sample()) < 0.25
 
 

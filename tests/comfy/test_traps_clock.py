@@ -14,6 +14,7 @@ from ertacache.tests.comfy.traps import (
     STEPS,
     cached,
     cfg_guider,
+    codes,
     counted,
     error,
     node,
@@ -63,7 +64,7 @@ def test_t13_every_evaluation_is_foreseen_and_counted(level, sampler):
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_sde"])
 def test_t13_counting_steps_is_seen(monkeypatch, sampler):
-    from ertacache.comfy_erta import session as module
+    from ertacache.comfy_erta import task as module
     from ertacache.erta.planner import euler_response
 
     monkeypatch.setattr(module, "sampler_response", lambda sampler, schedule, model: euler_response(schedule))
@@ -157,7 +158,7 @@ def test_t14_few_steps_are_computed_with_a_line(level, steps):
     for known in (profile(level), None):
         model, reports = cached(smooth(), known, speed=2.0, level=level)
         assert torch.equal(render(model, steps=steps), render(steps=steps))
-        assert any("too few" in note for note in reports[0].notes)
+        assert "too_few_calls" in codes(reports[0])
 
 
 @levels

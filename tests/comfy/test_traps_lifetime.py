@@ -178,14 +178,14 @@ def test_t17_a_bypassed_node_leaves_the_plain_model(level):
 
 
 def test_t17_a_function_put_on_the_module_is_seen(monkeypatch):
-    from ertacache.comfy_erta import session as module
+    from ertacache.comfy_erta import run as module
 
     begin = module._begin
 
-    def patching(task: Any, setting: Any) -> Any:
-        inner = setting.model.model.diffusion_model
+    def patching(task: Any, context: Any) -> Any:
+        inner = context.model.model.diffusion_model
         monkeypatch.setattr(inner, "forward", inner.forward)
-        return begin(task, setting)
+        return begin(task, context)
 
     monkeypatch.setattr(module, "_begin", patching)
     with pytest.raises(AssertionError, match="patched"):
@@ -220,8 +220,8 @@ UPSTREAM = {"lora": with_lora, "shift": with_shift, "weights": other_weights}
 @pytest.mark.parametrize("changed", UPSTREAM)
 def test_t18_a_change_upstream_is_cached_anew_and_named(store, changed):
     """The node's own inputs are as before; the profile that fitted is refused, or its difference is named."""
-    from ertacache.comfy_erta.session import attach, attached_task
-    from ertacache.comfy_erta.tasks import Caching, ProfileMismatch
+    from ertacache.comfy_erta.caching import Caching, ProfileMismatch
+    from ertacache.comfy_erta.run import attach, attached_task
 
     store.save("kept", profile())
     reports: list[Any] = []
@@ -234,7 +234,7 @@ def test_t18_a_change_upstream_is_cached_anew_and_named(store, changed):
     assert reports[0].predicted_error and reports[1].reused
     named = {"lora": "loras", "shift": "shift", "weights": "weights"}[changed]
     if reports[1].predicted_error:
-        assert any(named in note for note in reports[1].notes), reports[1].notes
+        assert any(note.values.get("field") == named for note in reports[1].notes), reports[1].notes
         return
     connected, _ = cached(UPSTREAM[changed](smooth()), profile(), speed=2.0)
     with pytest.raises(ProfileMismatch, match=named):
@@ -251,8 +251,8 @@ def plain_render() -> torch.Tensor:
 
 def assert_it_arrives(level: str, ending: str, at: int, store: Any, known: Any = None) -> None:
     """Raised at one model call: sampled once, the same object arrives, nothing is kept, the next run is a fresh one."""
-    from ertacache.comfy_erta.session import attach
-    from ertacache.comfy_erta.tasks import Caching
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
 
     entered: list[int] = []
 
@@ -298,7 +298,7 @@ def test_t19_what_the_model_itself_raises_arrives(level, ending):
 
 
 def test_t19_sampling_again_after_an_exception_is_seen(store, monkeypatch):
-    from ertacache.comfy_erta import session as module
+    from ertacache.comfy_erta import run as module
 
     observe_run = module._observe_run
 
@@ -348,4 +348,4 @@ def test_a_sampler_function_that_cannot_be_probed_is_computed_in_full(kind):
     sampler = comfy.samplers.KSAMPLER(particular)
     result, full = (with_guider(cfg_guider(one), sampler=sampler) for one in (model, smooth()))
     assert torch.equal(result, full)
-    assert any("cannot be probed" in note for note in reports[0].notes)
+    assert ["cannot be probed" in note.text for note in reports[0].notes] == [True]

@@ -17,6 +17,7 @@ from ertacache.tests.comfy.traps import (
     LEVELS,
     STEPS,
     cached,
+    codes,
     counted,
     error,
     follow,
@@ -55,7 +56,7 @@ def test_t01_no_tensor_that_is_handed_in_is_written_to(wan, sample, level):
 
 
 def test_t01_an_addition_in_place_is_seen(wan, sample, monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import output as module
 
     def in_place(x: torch.Tensor, sigma: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         return x.sub_(sigma.reshape(-1, 1, 1, 1, 1) * d)
@@ -116,7 +117,7 @@ def test_t02_what_is_kept_does_not_move_with_the_samplers_tensors(wan, conds, le
 
 
 def test_t02_a_kept_alias_is_seen(wan, conds, monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import output as module
 
     monkeypatch.setattr(module, "to_d", lambda x, sigma, denoised: denoised)
     monkeypatch.setattr(module, "from_d", lambda x, sigma, d: d.to(x.dtype))
@@ -182,15 +183,15 @@ def test_t02_residual_of_blocks_that_write_in_place_is_exact(wan, sample):
 
 
 def test_t02_a_residual_taken_without_a_copy_is_seen(wan, sample, monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import blocks as module
 
-    enter = module._Stack._enter
+    enter = module.BlocksLevel._enter
 
-    def without_copy(stack: Any, image: torch.Tensor) -> None:
-        enter(stack, image)
-        stack.entered = image
+    def without_copy(level: Any, image: torch.Tensor) -> None:
+        enter(level, image)
+        level.entered = image
 
-    monkeypatch.setattr(module._Stack, "_enter", without_copy)
+    monkeypatch.setattr(module.BlocksLevel, "_enter", without_copy)
     with pytest.raises(AssertionError, match="another residual"):
         assert_residuals_are_exact(wan, sample)
 
@@ -217,7 +218,7 @@ def assert_what_is_missing_is_computed(
     (report,) = reports
     assert report.computed == done.count("1"), "what was missing was not computed"
     assert error(result, sample()) < 0.5, "noise"
-    assert any("what was kept did not fit" in note for note in report.notes)
+    assert "cache_unfit" in codes(report)
     if level == "output":
         expected = [sigma for sigma, one in zip(plan.sigmas, done, strict=True) if one == "1"]
         np.testing.assert_allclose(calls, expected, rtol=1e-4)
@@ -281,7 +282,7 @@ def assert_a_new_shape_is_computed(wan: Any, sample: Any, level: str) -> None:
     planned = plan_from_json(report.plan).compute
     assert report.computed > sum(planned)
     assert report.reused > sum(not one for one in planned[:4]), "it never reused again"
-    assert any("another shape" in note for note in report.notes)
+    assert "cache_unfit" in codes(report)
     assert error(result, full) < 0.25
 
 
@@ -291,18 +292,17 @@ def test_t04_another_shape_within_a_run_is_computed_and_reused_again_later(wan, 
 
 
 def test_t04_what_was_kept_cut_to_fit_is_seen(wan, sample, monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import output as module
 
-    evaluate = module.OutputLevel.evaluate
+    call_model = module.OutputLevel.call_model
 
-    def cutting(level: Any, session: Any, executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found = session.predict("guided")
+    def cutting(level: Any, executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = level.session.predict("guided")
         if found is not None:
-            session.reused_now = True
-            return module.from_d(x, args[0], found[..., : x.shape[-1]])
-        return evaluate(level, session, executor, x, *args, **kwargs)
+            return module.from_d(x, args[0], found[..., : x.shape[-1]]), True
+        return call_model(level, executor, x, *args, **kwargs)
 
-    monkeypatch.setattr(module.OutputLevel, "evaluate", cutting)
+    monkeypatch.setattr(module.OutputLevel, "call_model", cutting)
     with pytest.raises(AssertionError):
         assert_a_new_shape_is_computed(wan, sample, "output")
 
@@ -362,7 +362,7 @@ def test_t07_the_same_seed_gives_the_same_picture_and_moves_no_random_state(wan,
 
 
 def test_t07_noise_in_a_reused_output_is_seen(wan, sample, monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import output as module
 
     from_d = module.from_d
 

@@ -20,6 +20,7 @@ from ertacache.tests.comfy.traps import (
     STEPS,
     cached,
     cfg_guider,
+    codes,
     counted,
     error,
     kept_apart,
@@ -94,16 +95,16 @@ def test_t08_split_guidance_gives_the_plan_and_the_picture_of_batched_guidance(w
 
 
 def test_t08_residuals_told_apart_by_their_place_in_the_batch_are_seen(wan, sample, monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import blocks as module
 
-    forward = module._Stack.forward
+    forward = module.BlocksLevel.forward
 
-    def counting(stack: Any, *args: Any, **kwargs: Any) -> Any:
-        stack.place = itertools.count()
-        return forward(stack, *args, **kwargs)
+    def counting(level: Any, *args: Any, **kwargs: Any) -> Any:
+        level.place = itertools.count()
+        return forward(level, *args, **kwargs)
 
-    monkeypatch.setattr(module._Stack, "forward", counting)
-    monkeypatch.setattr(module._Stack, "_key", lambda stack, uuid, window: str(next(stack.place)))
+    monkeypatch.setattr(module.BlocksLevel, "forward", counting)
+    monkeypatch.setattr(module.BlocksLevel, "_key", lambda level, uuid, window: str(next(level.place)))
     with pytest.raises(AssertionError):
         assert_split_is_batched(wan, sample, "blocks")
 
@@ -181,17 +182,17 @@ def test_t09_more_conds_than_two_in_separate_calls(monkeypatch, positive):
 
 
 def test_t09_conds_told_apart_as_positive_and_negative_only_are_seen(monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import blocks as module
 
-    forward = module._Stack.forward
+    forward = module.BlocksLevel.forward
 
-    def by_role(stack: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
+    def by_role(level: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
         options = next(arg for arg in args if isinstance(arg, dict) and "uuids" in arg)
-        stack.roles = iter(options["cond_or_uncond"])
-        return forward(stack, executor, *args, **kwargs)
+        level.roles = iter(options["cond_or_uncond"])
+        return forward(level, executor, *args, **kwargs)
 
-    monkeypatch.setattr(module._Stack, "forward", by_role)
-    monkeypatch.setattr(module._Stack, "_key", lambda stack, uuid, window: str(next(stack.roles)))
+    monkeypatch.setattr(module.BlocksLevel, "forward", by_role)
+    monkeypatch.setattr(module.BlocksLevel, "_key", lambda level, uuid, window: str(next(level.roles)))
     with pytest.raises(AssertionError):
         test_t09_more_conds_than_two_are_as_good_as_one("blocks", combined)
 
@@ -293,7 +294,7 @@ def test_t10_first_evaluation_behind_an_edge_is_computed(level, positive):
 
 @pytest.mark.parametrize("positive", [by_ranges, by_control, by_hooks])
 def test_t10_edges_that_are_not_looked_for_are_seen(monkeypatch, positive):
-    from ertacache.comfy_erta import session as module
+    from ertacache.comfy_erta import run as module
 
     monkeypatch.setattr(module, "conditioning_edges", lambda *args: ())
     with pytest.raises(AssertionError, match="behind the edge"):
@@ -322,9 +323,9 @@ def test_t11_skip_layer_guidance_throughout_is_as_good_as_without(level, layers)
 
 
 def test_t11_residuals_that_ignore_the_pass_are_seen(monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import blocks as module
 
-    monkeypatch.setattr(module._Stack, "_key", lambda stack, uuid, window: str(uuid))
+    monkeypatch.setattr(module.BlocksLevel, "_key", lambda level, uuid, window: str(uuid))
     with pytest.raises(AssertionError):
         test_t11_skip_layer_guidance_throughout_is_as_good_as_without("blocks", "1")
 
@@ -332,17 +333,17 @@ def test_t11_residuals_that_ignore_the_pass_are_seen(monkeypatch):
 @pytest.mark.parametrize("layers", ["0", "1"])
 def test_t11_patches_put_in_before_the_pass_fills_their_slots_are_seen(monkeypatch, layers):
     """Skip layer guidance takes the slots of the blocks it skips: first and last patch must be around its own."""
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import blocks as module
 
-    patched = module._Stack._patched
+    patched = module.BlocksLevel._patched
 
-    def outdone(stack: Any, options: dict[str, Any]) -> dict[str, Any]:
+    def outdone(level: Any, options: dict[str, Any]) -> dict[str, Any]:
         theirs = options.get("patches_replace", {}).get("dit", {})
-        found = patched(stack, options)
+        found = patched(level, options)
         found["patches_replace"]["dit"].update(theirs)
         return found
 
-    monkeypatch.setattr(module._Stack, "_patched", outdone)
+    monkeypatch.setattr(module.BlocksLevel, "_patched", outdone)
     with pytest.raises((AssertionError, RuntimeError, TypeError)):
         test_t11_skip_layer_guidance_throughout_is_as_good_as_without("blocks", layers)
 
@@ -401,7 +402,7 @@ def test_t11_an_edge_that_only_a_function_knows_is_computed(level, ranged):
 
 @pytest.mark.parametrize("ranged", [by_skipped_layers, guidance_of_three, attribute_range])
 def test_t11_hidden_edges_that_are_not_looked_for_are_seen(monkeypatch, ranged):
-    from ertacache.comfy_erta import session as module
+    from ertacache.comfy_erta import run as module
 
     monkeypatch.setattr(module, "guidance_edges", lambda *args: ())
     with pytest.raises(AssertionError):
@@ -412,13 +413,13 @@ def test_t11_an_edge_that_nobody_can_find_is_noticed_on_the_way(monkeypatch):
     """What the computed model calls tell is then all there is to go by: the skipped interval after the next one is
     computed.
     """
-    from ertacache.comfy_erta import session as module
+    from ertacache.comfy_erta import run as module
 
     monkeypatch.setattr(module, "guidance_edges", lambda *args: ())
     base = by_skipped_layers(smooth(), 0.3, 0.7)
     model, reports = cached(base, profile(), speed=SPEED)
     render(model)
-    assert any("unlike the profiled runs" in note for note in reports[0].notes), reports[0].notes
+    assert "unlike_profile" in codes(reports[0]), reports[0].notes
     assert reports[0].computed > sum(plan_from_json(reports[0].plan).compute)
 
 
@@ -464,9 +465,9 @@ def test_t12_context_windows_follow_the_plan_exactly(level):
 
 
 def test_t12_residuals_that_ignore_the_window_are_seen(monkeypatch):
-    from ertacache.comfy_erta import levels as module
+    from ertacache.comfy_erta import blocks as module
 
-    monkeypatch.setattr(module._Stack, "_key", lambda stack, uuid, window: str(uuid))
+    monkeypatch.setattr(module.BlocksLevel, "_key", lambda level, uuid, window: str(uuid))
     with pytest.raises(AssertionError):
         assert_windows_follow_the_plan("blocks")
 

@@ -144,9 +144,9 @@ def measure(sample: Callable[[Any, int], Any], level: str, model: Any) -> Profil
 
 def cached(model: Any = None, known: Profile | None = None, **settings: Any) -> tuple[Any, Reports]:
     """(the model with the cache on it, what it reports): by a profile, or else by the built-in plan."""
-    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
     from ertacache.comfy_erta.store import Store
-    from ertacache.comfy_erta.tasks import Caching
 
     reports: Reports = []
     nowhere = Store(Path("nowhere"))
@@ -162,17 +162,18 @@ class Following:
     on_report: Callable[[Any], None]
     observe: Callable[[Plan], Replay] = Replay
 
-    def begin(self, setting: Any) -> Any:
-        from ertacache.comfy_erta.session import Start
+    def begin(self, context: Any) -> Any:
+        from ertacache.comfy_erta.task import Start
 
-        return Start(self.observe(self.plan), self.plan.settings.level, self.plan.sigmas, self.plan)
+        sigmas, level = self.plan.sigmas, self.plan.settings.level
+        return Start(self.observe(self.plan), level, sigmas, self.plan, finish=self._finish)
 
-    def finish(self, start: Any, report: Any, samples: Any, setting: Any) -> None:
+    def _finish(self, report: Any, samples: Any) -> None:
         self.on_report(report)
 
 
 def follow(model: Any, plan: Plan, observe: Callable[[Plan], Replay] = Replay) -> tuple[Any, Reports]:
-    from ertacache.comfy_erta.session import attach
+    from ertacache.comfy_erta.run import attach
 
     reports: Reports = []
     return attach(model, Following(plan, reports.append, observe)), reports
@@ -199,6 +200,11 @@ def counted(model: Any) -> tuple[Any, list[float]]:
 def kept_apart(monkeypatch: Any, model: Any) -> None:
     """Guidance in separate calls: as if memory were short."""
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
+
+
+def codes(report: Any) -> list[str]:
+    """Of a report's notes: what they say, whatever the wording."""
+    return [note.code for note in report.notes]
 
 
 def error(result: torch.Tensor, full: torch.Tensor) -> float:

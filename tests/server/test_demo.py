@@ -133,7 +133,7 @@ def test_all_methods_are_compared_on_the_same_prompts(finished: tuple[Path, dict
     assert all(render["seconds"] > 0 for renders in methods.values() for render in renders)
     assert all(render["calls"] == STEPS // 2 for render in methods["fewer"])
     assert all(render["psnr"] is None for render in methods["full"]), "the full run is not its own reference"
-    assert all("built-in plan" in " ".join(render["notes"]) for render in methods["builtin"])
+    assert all("built_in" in [note["code"] for note in render["notes"]] for render in methods["builtin"])
 
 
 def test_the_table_names_every_method_and_how_easycache_was_treated(finished: tuple[Path, dict[str, Any]]):

@@ -131,6 +131,11 @@ def report(outputs: dict[str, Any], at: str = "sampler") -> dict[str, Any]:
     return dict(found)
 
 
+def codes(told: dict[str, Any]) -> list[str]:
+    """Of a report's notes."""
+    return [note["code"] for note in told["notes"]]
+
+
 @pytest.fixture(scope="module")
 def profiled(bench: Bench) -> dict[str, Any]:
     """Outputs of a profile of two runs, kept as "mine", and of the sampler that it is connected to."""
@@ -183,7 +188,8 @@ def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
         json.dumps(shown, allow_nan=False)
     assert f"{STEPS // 2} of {STEPS} model calls computed" in profiled["sampler"]["text"][0]
     assert "profile mine" in profiled["profile"]["text"][0]
-    assert "answer to errors measured" in profiled["profile"]["text"][0]
+    assert "the response to errors was measured" in profiled["profile"]["text"][0]
+    assert codes(report(profiled, "profile")) == ["error_response_measured", "runs_recorded"]
 
 
 def test_a_kept_profile_is_loaded_by_its_name(bench: Bench, profiled: dict[str, Any]):
@@ -268,7 +274,7 @@ def test_the_first_render_measures_and_the_next_are_fast(make_bench: Callable[[]
         outputs = bench.run(sampler=cached(seed=seed), save=save())
         reports.append(report(outputs))
     assert [one["computed"] for one in reports] == [STEPS, STEPS // 2, STEPS // 2]
-    assert "the next render is fast" in reports[0]["text"]
+    assert codes(reports[0]) == ["recording_first", "recorded"]
     assert reports[1]["compute"] == reports[2]["compute"]
     assert len(reports[1]["predicted_error"]) == 2
 
@@ -424,11 +430,11 @@ def test_a_saved_file_renders_the_same_where_the_profile_is_gone(make_bench: Cal
     first, told = run(drawn=as_drawn(kind))
     carried = bench.workflow(first)["nodes"][0]["widgets_values"][-3]
     assert carried == told["plan"]
-    for line in told["notes"]:
-        if line.startswith("profile "):
-            (bench.store / f"{line.split()[1]}.safetensors").unlink()
+    for note in told["notes"]:
+        if note["code"] == "profile_found":
+            (bench.store / f"{note['values']['name']}.safetensors").unlink()
     again, told = run(carried)
-    assert "plan carried by the workflow" in told["notes"]
+    assert "carried" in codes(told)
     assert torch.equal(bench.latent(again), bench.latent(first))
     assert told["plan"] == carried
     _, told = run()

@@ -89,7 +89,7 @@ def test_a_change_upstream_is_seen_and_named(bench: Bench, fresh: dict[str, torc
         (told,) = bench.heard("ertacache.report")
         assert told["report"]["computed"] == 6
         latents.append(bench.latent(outputs))
-        notes.append(" ".join(told["report"]["notes"]))
+        notes.append([note["values"].get("field") for note in told["report"]["notes"]])
     assert "shift" in notes[1] and "shift" not in notes[0] + notes[2]
     assert torch.equal(latents[0], latents[2]) and not torch.equal(latents[0], latents[1])
 

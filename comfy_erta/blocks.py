@@ -1,15 +1,14 @@
-"""Where a feature is read and put back.
+"""Block level: the feature is the residual of the transformer's block stack, per cond and context window.
 
-output: the derivative d = (x - denoised) / sigma after guidance, at PREDICT_NOISE. Needs nothing of the model's code.
-blocks: the residual of the transformer's block stack per cond, through ``patches_replace["dit"]``; embeddings and head
-still run with the current timestep on a reused model call.
+It is read and put back through ``patches_replace["dit"]``. Embeddings and head still run with the current timestep on a
+reused model call.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import comfy.patcher_extension
 import torch
@@ -18,75 +17,7 @@ from torch import Tensor
 
 from ..erta.offload import fetch, put_aside
 from ..erta.response import UnknownResponse
-
-if TYPE_CHECKING:
-    from .session import Session
-
-GUIDED = "guided"
-_KEY = "ertacache"
-
-
-class Level(Protocol):
-    def prepare(self, session: Session, guider: Any) -> None:
-        """Put what the level needs into the guider's options of this run."""
-
-    def evaluate(self, session: Session, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One model call: (x, timestep, ...) -> denoised. Sets session.reused_now."""
-
-
-def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-    """The derivative in float32, whatever x is in; x (B, ...), sigma (B,)."""
-    return (x.to(torch.float32) - denoised.to(torch.float32)) / _beside(sigma, x)
-
-
-def from_d(x: Tensor, sigma: Tensor, d: Tensor) -> Tensor:
-    """Denoised from the derivative, in x's dtype."""
-    return torch.addcmul(x.to(torch.float32), _beside(sigma, x), d, value=-1.0).to(x.dtype)
-
-
-def _beside(sigma: Tensor, x: Tensor) -> Tensor:
-    return sigma.to(torch.float32).reshape(-1, *[1] * (x.ndim - 1))
-
-
-class OutputLevel:
-    """Reuse after guidance: one latent-sized tensor per model call, for any model and guider."""
-
-    def prepare(self, session: Session, guider: Any) -> None:
-        pass
-
-    def evaluate(self, session: Session, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        x, timestep = args[0], args[1]
-        d = session.predict(GUIDED)
-        if d is not None and d.shape == x.shape and d.device == x.device:
-            session.reused_now = True
-            return from_d(x, timestep, d)
-        session.check(timestep)
-        denoised: Tensor = executor(*args, **kwargs)
-        if not session.observing:
-            return denoised
-        d = to_d(x, timestep, denoised)
-        used = session.observe(GUIDED, d)
-        # Untouched where nothing is corrected: the way through d and back costs 1e-5 in float32.
-        return denoised if used is d else from_d(x, timestep, used)
-
-
-class BlocksLevel:
-    """Reuse of the block stack's residual, per cond and context window."""
-
-    def prepare(self, session: Session, guider: Any) -> None:
-        stack = _Stack(session, block_slots(guider.model_patcher))
-        options = guider.model_options.setdefault("transformer_options", {})
-        comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, stack.forward, options)
-
-    def evaluate(self, session: Session, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if not session.expects_reuse:
-            session.check(args[1])
-        session.forwards = session.forwards_reused = 0
-        session.seen.clear()
-        denoised: Tensor = executor(*args, **kwargs)
-        session.reused_now = 0 < session.forwards == session.forwards_reused
-        return denoised
-
+from .session import KEY, Session
 
 # By the model's class: the kind of slot that its block loop asks ``patches_replace["dit"]`` for, and the list of blocks
 # that it loops over. Others have no such slots, or (LTX-2) hand over more than one stream in them.
@@ -125,8 +56,8 @@ def _known_blocks(model: Any) -> dict[str, str]:
     return _BLOCKS.get("WanModel" if wan else type(model).__name__, {})
 
 
-class _Stack:
-    """The block stack of one run: what the current forward does, and the residuals it leaves.
+class BlocksLevel:
+    """Reuse of the block stack's residual in one run.
 
     A residual is what the stack adds to the image's tokens (B, N, C). Where a model has two kinds of blocks the text
     joins the image between them, in front or behind: that has changed between versions, so it is looked at once a run.
@@ -135,8 +66,12 @@ class _Stack:
     def __init__(self, session: Session, slots: list[Slot]) -> None:
         self.session = session
         self.slots = slots
+        # Of the current model call: forwards, the reused ones, how often each cond and window came.
+        self.forwards = self.forwards_reused = 0
+        self.seen: dict[tuple[Any, str], int] = {}
+        # Of the current forward: streams; the image's tokens that went in where the stack is computed, or that come
+        # out where it is reused.
         self.keys: list[str] = []
-        # The image's tokens: where the stack is computed, what went in; where it is reused, what comes out.
         self.entered: Tensor | None = None
         self.left: Tensor | None = None
         self.room: Tensor | None = None
@@ -148,15 +83,29 @@ class _Stack:
         self.begin, self.locate_text = _untraced(self._begin), _untraced(self._locate_text)
         self.text_first: bool | None = None if second else False
 
+    def prepare(self, guider: Any) -> None:
+        """Put ``forward`` around the diffusion model, in the guider's options of this run."""
+        options = guider.model_options.setdefault("transformer_options", {})
+        comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.forward, options)
+
+    def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
+        """One model call: (x, timestep, ...) -> (denoised, whether all of its forwards were reused)."""
+        if not self.session.expects_reuse:
+            self.session.check(args[1])
+        self.forwards = self.forwards_reused = 0
+        self.seen.clear()
+        denoised: Tensor = executor(*args, **kwargs)
+        return denoised, 0 < self.forwards == self.forwards_reused
+
     def forward(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper: one call per batch of conds. All of them are reused, or none."""
         options = kwargs.get("transformer_options") or next(a for a in args if isinstance(a, dict) and "uuids" in a)
         self.begin(options["uuids"], options.get("context_window"))
         patched = self._patched(options)
-        given = [patched if arg is options else arg for arg in args]
+        positional = [patched if arg is options else arg for arg in args]
         named = {name: patched if arg is options else arg for name, arg in kwargs.items()}
         try:
-            return executor(*given, **named)
+            return executor(*positional, **named)
         finally:
             self.entered = self.left = self.before_join = None
 
@@ -169,15 +118,14 @@ class _Stack:
         return {**options, "patches_replace": {**others, "dit": blocks}}
 
     def _begin(self, uuids: list[Any], window: Any) -> None:
-        self.session.forwards += 1
+        self.forwards += 1
         self.keys = [self._key(uuid, window) for uuid in uuids]
 
     def _key(self, uuid: Any, window: Any) -> str:
         """Extra passes (skip layer guidance and the like) come again under the same uuid: they are counted."""
         where = "" if window is None else str(getattr(window, "index_list", window))
-        seen = self.session.seen
-        seen[uuid, where] = seen.get((uuid, where), -1) + 1
-        return f"{uuid}/{seen[uuid, where]}/{where}"
+        self.seen[uuid, where] = self.seen.get((uuid, where), -1) + 1
+        return f"{uuid}/{self.seen[uuid, where]}/{where}"
 
     def block(self, slot: Slot, previous: Callable[..., Any] | None) -> Callable[..., Any]:
         """The replacement of one block; another patch in its slot goes on being called when it is computed."""
@@ -203,10 +151,10 @@ class _Stack:
 
     def _enter(self, image: Tensor) -> None:
         self.left = self._reused(image)
-        self.session.forwards_reused += self.left is not None
+        self.forwards_reused += self.left is not None
         if self.left is not None:
             return
-        # A copy: blocks of some models write into what they are given, and so does what VACE and S2V add between them.
+        # A copy: blocks of some models write into their input, and so does what VACE and S2V add between them.
         if self.session.start.offload:
             self.entered = self.room = put_aside(image, self.room)
         else:
@@ -256,7 +204,3 @@ class _Stack:
 def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, run as it is in a compiled model. What is loaded only by compiling something is not loaded here."""
     return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
-
-
-def level_named(name: str) -> Level:
-    return BlocksLevel() if name == "blocks" else OutputLevel()

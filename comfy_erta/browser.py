@@ -1,4 +1,4 @@
-"""What leaves the run: live progress, the report of a model patch, and the plan in the saved workflow."""
+"""What the browser gets: live progress, the report of a model patch, and the plan in the saved workflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from .report import Report
-from .session import Start
+from .task import Start
 
 logger = logging.getLogger("ertacache")
 
@@ -16,7 +16,7 @@ _CARRIERS = ("ERTACachedSampler", "ERTACache")  # the nodes with a widget for th
 
 
 class Progress:
-    """Sends the browser what is planned, then what was computed or reused, at most ten times a second."""
+    """Watcher that sends the plan, then which calls were computed or reused, at most ten times a second."""
 
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
@@ -24,12 +24,14 @@ class Progress:
         self._kinds: list[str] = []
 
     def begin(self, start: Start) -> None:
+        """Send the plan."""
         self._kinds = []
         kinds = start.plan.compute if start.plan else (True,) * len(start.sigmas)
         content = {"compute": "".join("1" if computed else "0" for computed in kinds), "sigmas": list(start.sigmas)}
         _send("ertacache.plan", {"node": self._node_id, **content})
 
-    def evaluated(self, i: int, computed: bool) -> None:
+    def called(self, i: int, computed: bool) -> None:
+        """Send what the model calls so far were, unless that was done a moment ago."""
         self._kinds.append("1" if computed else "0")
         if time.monotonic() - self._sent >= _INTERVAL:
             self._sent = time.monotonic()
@@ -37,7 +39,7 @@ class Progress:
 
 
 def send_report(node_id: str | None, report: Report) -> None:
-    """A model patch is done long before its sampling runs, so its report goes to the log and to the browser."""
+    """To the log and to the browser: a model patch has returned long before its sampling runs."""
     logger.info("ERTA Cache: %s", report.as_text().replace("\n", "; "))
     _send("ertacache.report", {"node": node_id, "report": report.as_dict()})
 
@@ -85,6 +87,6 @@ def _find_node(workflow: Any, path: list[str]) -> dict[str, Any] | None:
 
 
 def _objects(holder: Any, name: str) -> list[dict[str, Any]]:
-    """The objects in the list of that name; none where a stranger's workflow has something else there."""
+    """The objects in the list of that name; none where a workflow has something else there."""
     found = holder.get(name) if isinstance(holder, dict) else None
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

@@ -1,0 +1,158 @@
+"""One sampling run: a session is born on the first line of OUTER_SAMPLE and gone in its ``finally``.
+
+Nothing is kept on the model, in a MODEL output or in a module. The wrappers that act inside the run live in a clone of
+the guider's options made for this run only.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import comfy.model_patcher
+import comfy.patcher_extension
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..erta.notes import note
+from ..erta.plan import Plan
+from ..erta.plan_file import plan_to_json
+from ..erta.response import UnknownResponse
+from ..erta.schedules import as_text
+from .blocks import BlocksLevel, block_slots
+from .edges import conditioning_edges, guidance_edges
+from .output import OutputLevel
+from .report import Report
+from .session import KEY, Level, Session
+from .stopwatch import Stopwatch
+from .task import Context, Start, Task, Watcher
+
+# Other step caches, by a part of the names that they leave in the options or that their functions come from.
+_OTHER_CACHES = ("easycache", "lazycache", "teacache", "magcache", "fbcache", "first_block", "wavespeed", "cachedit")
+_OTHER_CACHES += ("cache_dit", "spectrum")
+
+
+def attach(model: Any, task: Task, watcher: Watcher | None = None) -> Any:
+    """A clone of a ModelPatcher whose sampling runs the task observes. A second application replaces the first."""
+    clone = model.clone()
+
+    def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        return _observe_run(task, watcher, executor, *args, **kwargs)
+
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    clone.set_attachments(KEY, task)
+    return clone
+
+
+def attached_task(model: Any) -> Task | None:
+    """The task that ``attach`` put on a ModelPatcher, None where there is none."""
+    task: Task | None = model.get_attachment(KEY)
+    return task
+
+
+def _observe_run(
+    task: Task,
+    watcher: Watcher | None,
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    guider = executor.class_obj
+    start = _begin(task, _context(guider, sampler, sigmas, noise))
+    session, stopwatch = Session(start), Stopwatch(guider.model_patcher.load_device)
+    options = guider.model_options
+    try:
+        if watcher is not None:
+            watcher.begin(start)
+        guider.model_options = comfy.model_patcher.create_model_options_clone(options)
+        _wrap_calls(guider, session, stopwatch, watcher)
+        if start.plan is not None and start.plan.schedule:
+            sigmas = torch.tensor(start.plan.schedule, dtype=sigmas.dtype, device=sigmas.device)
+        began = time.perf_counter()
+        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        start.finish(_report(session, stopwatch, time.perf_counter() - began), samples)
+        return samples
+    finally:
+        guider.model_options = options
+        if start.observer is not None:
+            start.observer.close()
+
+
+def _context(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Context:
+    schedule = sigmas.detach().to("cpu", torch.float64).numpy()
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    declared = conditioning_edges(guider.conds, sampling, schedule)
+    edges = tuple(sorted({*declared, *guidance_edges(guider.model_options, schedule)}))
+    return Context(guider, sampler, schedule, tuple(noise.shape), edges)
+
+
+def _begin(task: Task, context: Context) -> Start:
+    try:
+        # Theirs would fill in model calls that ours takes for computed, and keeps or records as such.
+        others = other_caches(context.guider.model_options)
+        if not others:
+            return task.begin(context)
+        reason = note("other_caches", names=", ".join(others))
+    except UnknownResponse as unknown:
+        reason = note("computed_all", reason=unknown)
+    return Start(notes=(reason,), finish=lambda report, samples: task.on_report(report))
+
+
+def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the step caches of others that a run would meet, as they are found in its options."""
+    options = model_options.get("transformer_options", {})
+    around = model_options.get("model_function_wrapper")
+    origin = f"{getattr(around, '__module__', '')}.{getattr(around, '__qualname__', type(around).__qualname__)}"
+    names = [origin, *options, *(key for kind in options.get("wrappers", {}).values() for key in kind)]
+    found = {known for known in _OTHER_CACHES for name in names if known in str(name).lower().replace("-", "")}
+    return tuple(sorted(found))
+
+
+def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Watcher | None) -> None:
+    """Put the session's level around every model call of the sampler."""
+    blocks = session.start.level == "blocks" and session.observer is not None
+    level: Level = BlocksLevel(session, block_slots(guider.model_patcher)) if blocks else OutputLevel(session)
+
+    def predict_noise(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        session.call += 1
+        started = stopwatch.now()
+        denoised, reused = level.call_model(executor, *args, **kwargs)
+        stopwatch.lap("reused" if reused else "computed", started)
+        if watcher is not None:
+            watcher.called(session.call, not reused)
+        return denoised
+
+    comfy.patcher_extension.add_wrapper_with_key(
+        WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, is_model_options=True
+    )
+    level.prepare(guider)
+
+
+def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
+    start, observer = session.start, session.start.observer
+    notes = (*start.notes, *filter(None, [session.mismatch]), *(() if observer is None else observer.notes))
+    return Report(
+        calls=session.call + 1,
+        computed=stopwatch.count("computed"),
+        reused=stopwatch.count("reused"),
+        seconds=seconds,
+        seconds_computed=stopwatch.seconds("computed"),
+        seconds_reused=stopwatch.seconds("reused"),
+        cache_bytes=0 if observer is None else observer.cache_bytes,
+        notes=notes,
+        complete=session.mismatch is None,
+        **_planned(start.plan),
+    )
+
+
+def _planned(plan: Plan | None) -> dict[str, Any]:
+    if plan is None:
+        return {}
+    known = {"predicted_error": plan.predicted_error, "sigmas": plan.sigmas}
+    return {**known, "plan": plan_to_json(plan), "compute": as_text(plan.compute)}
