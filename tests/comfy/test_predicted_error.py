@@ -14,7 +14,6 @@ import torch
 
 from ertacache.erta.plan import Plan
 from ertacache.erta.planner import solve
-from ertacache.erta.predictors import Affine, Predictor, hold, line
 from ertacache.erta.problem import Problem, profile_grams
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
@@ -124,17 +123,11 @@ def missed(wan: Any, name: str, schedule: np.ndarray, plan: Plan, features: torc
 def unanswered(plan: Plan, response: ImpulseResponse, profile: Profile) -> tuple[Plan, np.ndarray]:
     """The plan with what suits a model that gives what was recorded wherever it is asked, and (RUNS,) RMS errors."""
     grams = profile_grams(profile)
-    known: dict[str, Predictor | None] = {
-        "auto": None,
-        "linear": lambda history, i: line(response.sigmas, history, i, 1.0),
-        "hold": hold,
-        "affine": Affine(grams),
-    }
     nothing = np.zeros(response.calls)
     simulation = Simulation(
         response, grams, ErrorResponse(nothing, nothing, np.eye(response.calls)), frozenset(plan.resets)
     )
-    shape = simulation.fit(plan.compute, known[plan.settings.predictor], plan.settings.corrector)
+    shape = simulation.fit(plan.compute, plan.settings.method(True, False)[0], plan.settings.corrector)
     fitted = {name: tuple(getattr(shape, name)) for name in ("coefficients", "offsets", "corrections")}
     return replace(plan, **fitted), np.sqrt(shape.squares)
 
