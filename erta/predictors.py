@@ -90,12 +90,11 @@ class FittedLine(Predictor):
 
 
 class Affine(Predictor):
-    """The paper's one-term rectification (ERTACache, closed-form rectification), corrected and shrunk.
+    """The paper's one-term rectification (ERTACache, closed-form rectification), corrected.
 
     The reuse error eps = v~ - v is modelled as ``mean(eps) + slope * (v~ - mean(v~))`` with slope = S_v~eps / S_v~v~.
-    The printed B is four times too large in its last term (docs/method.md, The paper). Both numbers are pooled over the
-    recorded runs and shrunk towards holding by what holds up on a run left out (one recorded run: taken as it is).
-    The search assumes a hold: what rectifies a held feature is small beside the interval's own cost.
+    The printed B is four times too large in its last term (docs/method.md, The paper). The fit is pooled over the
+    recorded runs. The search assumes a hold: what rectifies a held feature is small beside the interval's own cost.
     """
 
     slope = 0.0
@@ -106,16 +105,8 @@ class Affine(Predictor):
         one = self.grams.shape[-1] - 1
         # All that a fit of two numbers needs: F_s, F_i and the constant.
         nodes = [history[0], i, one]
-        grams = self.grams[:, nodes][:, :, nodes]
-        total = grams.sum(axis=0)
-        scale, offset = _affine_fit(total)
-        kept = 1.0
-        if len(grams) > 1:
-            left_out = np.array([_affine_fit(total - gram) for gram in grams])
-            target = np.tile((-1.0, 1.0, 0.0), (len(grams), 1))
-            moved = np.stack([left_out[:, 0] - 1.0, np.zeros(len(grams)), left_out[:, 1]], axis=1)
-            kept = _shrinkage(grams, target, moved)
-        return Prediction((1.0 + kept * (scale - 1.0),), kept * offset)
+        scale, offset = _affine_fit(self.grams[:, nodes][:, :, nodes].sum(axis=0))
+        return Prediction((scale,), offset)
 
     @classmethod
     def allows(cls, prediction: Prediction) -> bool:
@@ -142,10 +133,3 @@ def _affine_fit(gram: np.ndarray) -> tuple[float, float]:
     if abs(scale) > MAX_SCALE:
         return 1.0, 0.0
     return float(scale), float(mean_i - scale * mean_s)
-
-
-def _shrinkage(grams: np.ndarray, target: np.ndarray, moved: np.ndarray) -> float:
-    """The factor in [0, 1] that minimises sum_r |target_r - factor moved_r|^2, lengths taken in each run's Gram."""
-    along = np.einsum("ri,rij,rj->", target, grams, moved)
-    length = np.einsum("ri,rij,rj->", moved, grams, moved)
-    return float(np.clip(along / length, 0.0, 1.0)) if length > 0.0 else 0.0
