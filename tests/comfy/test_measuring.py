@@ -193,7 +193,7 @@ def test_the_node_says_where_no_error_response_was_measured(wan, conds, kept_her
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"sampler_name": "dpm_adaptive"}, "depends on what the model answers.*Choose a sampler .* such as euler"),
+        ({"sampler_name": "dpm_adaptive"}, "depends on the model's outputs.*Choose a sampler .* such as euler"),
         ({"steps": 1}, "only one model call.*2 steps or more"),
         ({"denoise": 0.0}, "give steps and a denoise above 0"),
     ],
