@@ -86,7 +86,7 @@ def run_named(name: str) -> tuple[np.ndarray, Any]:
         return flow(int(words[1]), float(words[3])), euler_response
     if name == "euler":
         return stored()["schedule 20"], euler_response
-    matrix, sigmas = stored()[f"{name} 20 influence"], stored()[f"{name} 20 sigmas"]
+    matrix, sigmas = stored()[f"{name} 20 response"], stored()[f"{name} 20 sigmas"]
     return stored()["schedule 20"], lambda schedule: ImpulseResponse(sigmas, matrix, name in STOCHASTIC)
 
 

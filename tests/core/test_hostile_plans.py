@@ -46,7 +46,7 @@ def recorded() -> Profile:
     return Profile(MEASURED, tuple(tables))
 
 
-WISHES = (
+SETTINGS = (
     Settings(2.5),
     Settings(2.0, timesteps=True),
     Settings(2.0, mode="paper"),
@@ -56,7 +56,7 @@ WISHES = (
 )
 PLANS = [
     replace(solve(Problem(SCHEDULE, euler_response, profile, edges), settings), model="ab" * 32)
-    for settings in WISHES
+    for settings in SETTINGS
     for profile, edges in ((recorded(), (0.83,)), (None, ()))
 ]
 TEXTS = [plan_to_json(plan) for plan in PLANS]
@@ -177,7 +177,7 @@ def outcome(text: str) -> str:
     except PlanError as error:
         named = re.match(r"plan field ([\w.]+): |(plan): is not JSON|(settings): (\w+) is ", str(error))
         assert named and len(str(error)) < 500, error
-        str(error).encode()  # to be told in a log and in JSON
+        str(error).encode()  # to go into a log and into JSON
         return next(filter(None, named.groups()))
     assert plan_from_json(plan_to_json(plan)) == plan
     run(plan)
@@ -213,7 +213,7 @@ def test_any_json_in_a_field_is_refused_or_runs(name: str, value: object) -> Non
 
 @settings(max_examples=150, deadline=None)
 @given(name=st.sampled_from(sorted(json.loads(TEXTS[0])["settings"])), value=json_values)
-def test_any_json_in_the_wish_is_refused_or_runs(name: str, value: object) -> None:
+def test_any_json_in_the_settings_is_refused_or_runs(name: str, value: object) -> None:
     content = json.loads(TEXTS[0])
     content["settings"][name] = value
     outcome(json.dumps(content))
@@ -251,7 +251,7 @@ def test_an_offset_on_a_line_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [999.0, -999.0])
-def test_a_correction_beyond_its_gap_is_refused(size: float) -> None:
+def test_a_correction_beyond_its_interval_is_refused(size: float) -> None:
     with pytest.raises(PlanError, match=f"corrections: holds {size:g} for call {CORRECTED}"):
         plan_from_json(altered(PLANNED, "corrections", CORRECTED, size))
 
