@@ -98,7 +98,7 @@ def test_loras_for_parts_of_the_picture_and_of_the_run(level):
     assert reports[0].reused > 0
 
 
-def test_guidance_that_remembers_its_last_call_is_called_for_computed_evaluations_only():
+def test_guidance_that_remembers_its_last_call_is_called_for_computed_calls_only():
     """APG's momentum runs over what it is called with; as with fewer steps, it then spans longer ones."""
     calls: list[float] = []
     base = guided("APG with momentum").clone()

@@ -237,12 +237,12 @@ def test_t03_an_entry_that_is_lost_on_the_way_is_computed(wan, sample, level):
 @levels
 def test_t03_a_range_that_starts_late_begins_computed(wan, sample, level):
     model, reports = cached(wan, speed=2.0, level=level)
-    given = {"start_step": 4, "last_step": STEPS, "force_full_denoise": True}
-    result = sample(model, **given)
+    inputs = {"start_step": 4, "last_step": STEPS, "force_full_denoise": True}
+    result = sample(model, **inputs)
     assert reports[0].calls == STEPS - 4
     assert reports[0].compute[0] == "1"
     assert reports[0].computed == (STEPS - 4) // 2
-    assert error(result, sample(**given)) < 0.25
+    assert error(result, sample(**inputs)) < 0.25
 
 
 def test_t03_a_missing_entry_taken_as_zero_is_seen(wan, sample, monkeypatch):

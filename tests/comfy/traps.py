@@ -85,7 +85,7 @@ def render(model: Any = None, **changed: Any) -> torch.Tensor:
     """The final latent by way of ComfyUI's common_ksampler; with the smooth model where none is given."""
     import nodes
 
-    given = {
+    inputs = {
         "seed": 5,
         "steps": STEPS,
         "cfg": GUIDANCE,
@@ -96,14 +96,14 @@ def render(model: Any = None, **changed: Any) -> torch.Tensor:
         "latent": empty(),
         **changed,
     }
-    result: torch.Tensor = nodes.common_ksampler(smooth() if model is None else model, **given)[0]["samples"]
+    result: torch.Tensor = nodes.common_ksampler(smooth() if model is None else model, **inputs)[0]["samples"]
     return result
 
 
 def render_trained(model: Any, prompt: int = 0, **changed: Any) -> torch.Tensor:
     """The trained model's kind of picture."""
-    given = {"positive": words(prompt), "negative": words(-1), "latent": empty(frames=5), **changed}
-    return render(model, **given)
+    inputs = {"positive": words(prompt), "negative": words(-1), "latent": empty(frames=5), **changed}
+    return render(model, **inputs)
 
 
 def node(module: str, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -47,11 +47,11 @@ def plain(bench: Bench) -> torch.Tensor:
 
 
 def check(bench: Bench, outputs: dict[str, Any], plain: torch.Tensor) -> dict[str, Any]:
-    latent, told = bench.latent(outputs), report(outputs)
+    latent, found = bench.latent(outputs), report(outputs)
     assert torch.isfinite(latent).all()
     assert latent.norm() < 10.0 * plain.norm()
-    assert told["calls"] == STEPS and told["computed"] + told["reused"] == STEPS
-    return told
+    assert found["calls"] == STEPS and found["computed"] + found["reused"] == STEPS
+    return found
 
 
 def still_right(bench: Bench, plain: torch.Tensor) -> None:
@@ -88,12 +88,12 @@ def test_a_store_full_of_mutated_profiles_keeps_the_good_one_usable(
     for seed, path in enumerate(written):
         path.write_bytes(profiles.FAMILIES[seed % 5](random.Random(seed)))
     try:
-        told = report(bench.run(**small(sampler=cached(seed=8))))
+        found = report(bench.run(**small(sampler=cached(seed=8))))
     finally:
         for path in written:
             path.unlink()
-    assert told["computed"] == STEPS // 2
-    assert "profile_found" in codes(told)
+    assert found["computed"] == STEPS // 2
+    assert "profile_found" in codes(found)
 
 
 def test_mutated_plans_in_the_workflow(make_bench: Callable[[], Bench]) -> None:
@@ -105,9 +105,9 @@ def test_mutated_plans_in_the_workflow(make_bench: Callable[[], Bench]) -> None:
     for seed in range(MUTATED):
         chance = random.Random(seed)
         text = plans.FAMILIES[seed % len(plans.FAMILIES)](good, chance).encode("utf-8", "replace").decode()
-        told = check(bench, bench.run(**small(sampler=cached(plan=text, **built_in))), plain)
-        used = "carried" in codes(told)
-        refused = "carried_refused" in codes(told)
+        found = check(bench, bench.run(**small(sampler=cached(plan=text, **built_in))), plain)
+        used = "carried" in codes(found)
+        refused = "carried_refused" in codes(found)
         assert not (used and refused)
         outcomes["used" if used else "refused" if refused else "of another run"] += 1
     assert outcomes["used"] > 5 and outcomes["refused"] > 20, outcomes
