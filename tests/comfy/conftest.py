@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +43,15 @@ def wan_weights(blocks: int = 2, seed: int = 7) -> dict[str, torch.Tensor]:
     weights["patch_embedding.weight"] *= 5.0
     weights["time_projection.1.weight"] *= 3.0
     return weights
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On a model this small several threads mostly wait for each other, on a busy machine for seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def only_on_cpu(reason: str) -> None:

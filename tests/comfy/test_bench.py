@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS, BUDGET = 10, 5
 C, R = True, False
 
@@ -32,15 +34,6 @@ class Clips:
     def frames(self, latent):
         shown = latent[0, :3].permute(1, 2, 3, 0).float().sigmoid()
         return shown.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).numpy()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On a model this small several threads mostly wait for each other, on a busy machine for seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,9 @@ from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.conftest import only_on_cpu, wan_weights
 from ertacache.tests.comfy.test_samplers import masked
 from ertacache.tests.comfy.test_traps_lifetime import Seen
-from ertacache.tests.comfy.traps import LEVELS, STEPS, cached, codes, empty, error, measure, phrase, render
+from ertacache.tests.comfy.traps import STEPS, cached, codes, empty, error, levels, measure, phrase, render
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 # As in test_models.py: random weights, another seed and prompt than the two recorded ones.
 FACTOR = 2.0

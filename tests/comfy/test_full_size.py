@@ -10,18 +10,11 @@ import torch
 
 from ertacache.tests.comfy.conftest import only_on_cpu
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 8
 
 ON_CPU = "its bytes are those of float32 in main memory"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On a model this small several threads mostly wait for each other, on a busy machine for seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

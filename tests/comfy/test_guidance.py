@@ -15,11 +15,9 @@ import pytest
 import torch
 
 from ertacache.erta.plan_file import plan_from_json
-from ertacache.tests.comfy.traps import LEVELS, STEPS, cached, counted, error, node, phrase, profile, render, smooth
+from ertacache.tests.comfy.traps import STEPS, cached, counted, error, levels, node, phrase, profile, render, smooth
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 NODES: dict[str, Callable[[], Any]] = {
     "RescaleCFG": lambda: node("nodes_model_advanced", "RescaleCFG", smooth(), 0.7),

@@ -16,13 +16,13 @@ import torch
 
 from ertacache.erta.planner import MIN_CALLS
 from ertacache.tests.comfy.traps import (
-    LEVELS,
     STEPS,
     cached,
     cfg_guider,
     codes,
     empty,
     error,
+    levels,
     node,
     phrase,
     profile,
@@ -32,8 +32,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 TABLE = Path(__file__).parents[2] / "docs" / "compatibility" / "samplers.md"
 HEADING = f"""# Samplers

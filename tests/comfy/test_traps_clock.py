@@ -10,13 +10,13 @@ import torch
 
 from ertacache.erta.plan_file import plan_from_json
 from ertacache.tests.comfy.traps import (
-    LEVELS,
     STEPS,
     cached,
     cfg_guider,
     codes,
     counted,
     error,
+    levels,
     node,
     profile,
     render,
@@ -26,8 +26,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 
 # T13: samplers with more than one model call per step

@@ -24,6 +24,7 @@ from ertacache.tests.comfy.traps import (
     codes,
     counted,
     error,
+    levels,
     measure,
     node,
     profile,
@@ -34,8 +35,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 
 # T21: patches on the attention

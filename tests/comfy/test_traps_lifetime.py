@@ -19,11 +19,11 @@ import torch
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.traps import (
-    LEVELS,
     STEPS,
     cached,
     cfg_guider,
     empty,
+    levels,
     phrase,
     profile,
     render,
@@ -33,8 +33,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 
 class Failure(RuntimeError):

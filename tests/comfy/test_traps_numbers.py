@@ -14,21 +14,19 @@ from ertacache.erta.plan_file import plan_from_json
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.traps import (
-    LEVELS,
     STEPS,
     cached,
     codes,
     counted,
     error,
     follow,
+    levels,
     render_trained,
     trained,
     wrapped,
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 
 # T1: in-place arithmetic on tensors of others

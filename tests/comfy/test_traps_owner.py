@@ -16,7 +16,6 @@ from ertacache.erta.plan_file import plan_from_json
 from ertacache.tests.comfy import traps
 from ertacache.tests.comfy.traps import (
     GUIDANCE,
-    LEVELS,
     STEPS,
     cached,
     cfg_guider,
@@ -24,6 +23,7 @@ from ertacache.tests.comfy.traps import (
     counted,
     error,
     kept_apart,
+    levels,
     node,
     phrase,
     profile,
@@ -33,8 +33,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 SPEED = 2.0
 

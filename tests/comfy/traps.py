@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from ertacache.erta.plan import Plan
@@ -23,6 +24,7 @@ from ertacache.erta.settings import Settings
 STEPS, GUIDANCE = 12, 5.0
 
 LEVELS = ("output", "blocks")
+levels = pytest.mark.parametrize("level", LEVELS)
 
 Conditioning = list[list[Any]]
 Reports = list[Any]

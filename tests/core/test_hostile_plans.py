@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,29 +22,16 @@ from ertacache.erta.plan import Plan
 from ertacache.erta.plan_file import MAX_CHARACTERS, PlanError, plan_from_json, plan_to_json
 from ertacache.erta.planner import euler_response, solve
 from ertacache.erta.problem import Problem
-from ertacache.erta.profile import Measured, Profile
-from ertacache.erta.recorder import Recorder
+from ertacache.erta.profile import Measured
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
+from ertacache.tests.core.made import flow, recorded
 
 MUTATED, PARTS = 10_000, 5
 LIMIT = 64 * 2**20
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 14, 6.0, (1, 4), "output", "1", "1")
-SCHEDULE = 8.0 * np.linspace(1.0, 0.0, 15) / (1.0 + 7.0 * np.linspace(1.0, 0.0, 15))
-
-
-def recorded() -> Profile:
-    rng, tables = np.random.default_rng(0), []
-    for run in range(2):
-        a, b, c = rng.normal(size=(3, 30))
-        recorder = Recorder(SCHEDULE[:-1])
-        for i, sigma in enumerate(SCHEDULE[:-1]):
-            recorder.observe(i, "guided", torch.from_numpy(a + b * sigma + c * np.sin(4 * sigma)))
-        tables += recorder.tables(run, 1.0)
-    return Profile(MEASURED, tuple(tables))
-
-
+SCHEDULE = flow(14)
 SETTINGS = (
     Settings(2.5),
     Settings(2.0, timesteps=True),
@@ -57,7 +43,7 @@ SETTINGS = (
 PLANS = [
     replace(solve(Problem(SCHEDULE, euler_response, profile, edges), settings), model="ab" * 32)
     for settings in SETTINGS
-    for profile, edges in ((recorded(), (0.83,)), (None, ()))
+    for profile, edges in ((recorded(MEASURED, SCHEDULE[:-1], runs=2), (0.83,)), (None, ()))
 ]
 TEXTS = [plan_to_json(plan) for plan in PLANS]
 

@@ -31,9 +31,9 @@ from ertacache.erta.planner import error_curve, euler_response, solve
 from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Measured, Profile, ProfileError, Table
 from ertacache.erta.profile_file import MAX_ERROR_RESPONSE, MAX_FEATURE, digest, from_bytes, read_header, to_bytes
-from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
+from ertacache.tests.core.made import flow, recorded
 
 MUTATED, PARTS = 10_000, 10
 LIMIT = 64 * 2**20
@@ -41,11 +41,6 @@ LIMIT = 64 * 2**20
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 12, 6.0, (1, 4), "output", "1", "1")
 
 Tensors = dict[str, np.ndarray]
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
 
 
 # The profile's own sigmas, two others of its kind, and those of a model that is no flow model.
@@ -60,20 +55,14 @@ SETTINGS = (
 )
 
 
-def recorded() -> Profile:
+def with_error_response() -> Profile:
     """Two runs with an error response, as ERTA Profile makes them."""
-    rng, sigmas, tables = np.random.default_rng(0), flow(12)[:-1], []
-    for run in range(2):
-        a, b, c = rng.normal(size=(3, 30))
-        recorder = Recorder(sigmas)
-        for i, sigma in enumerate(sigmas):
-            recorder.observe(i, "guided", torch.from_numpy(a + b * sigma + c * np.sin(4 * sigma)))
-        (table,) = recorder.tables(run, 1.0)
-        tables.append(replace(table, gain=np.linspace(-0.5, 0.5, 12), deviation=np.linspace(0.2, 1.0, 12)))
-    return Profile(MEASURED, tuple(tables))
+    profile = recorded(MEASURED, flow(12)[:-1], runs=2)
+    response = {"gain": np.linspace(-0.5, 0.5, 12), "deviation": np.linspace(0.2, 1.0, 12)}
+    return replace(profile, tables=tuple(replace(table, **response) for table in profile.tables))
 
 
-GOOD = to_bytes(recorded())
+GOOD = to_bytes(with_error_response())
 
 
 # Mutations. Each takes the good file and a source of chance.
@@ -421,7 +410,7 @@ def test_what_cannot_be_planned_with_is_refused_when_it_is_read(data: bytes, mes
 
 
 def test_what_cannot_be_read_is_not_written() -> None:
-    table = recorded().tables[0]
+    table = with_error_response().tables[0]
     with pytest.raises(ProfileError, match=r"'gain'.*over sigma"):
         to_bytes(Profile(MEASURED, (replace(table, gain=np.full(12, 1e9)),)))
 
@@ -434,7 +423,7 @@ def test_error_responses_at_their_limit_are_planned_with(schedule: np.ndarray, s
     """Errors then grow a million times per model call, to more than a number can hold."""
     tables = tuple(
         replace(t, gain=-0.9 * MAX_ERROR_RESPONSE / t.sigmas, deviation=0.9 * MAX_ERROR_RESPONSE / t.sigmas)
-        for t in recorded().tables
+        for t in with_error_response().tables
     )
     with strictly():
         plan = solve(Problem(schedule, euler_response, Profile(MEASURED, tables)), settings)

@@ -21,34 +21,17 @@ from ertacache.erta.planner import euler_response, solve
 from ertacache.erta.predictors import PREDICTORS
 from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Measured, Profile
-from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
+from ertacache.tests.core.made import flow, recorded
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
 
 
 SCHEDULE = flow(14)
 
 
-def small_profile() -> Profile:
-    rng = np.random.default_rng(0)
-    tables = []
-    for run in range(3):
-        a, b, c = rng.normal(size=(3, 30))
-        recorder = Recorder(SCHEDULE[:-1])
-        for i, sigma in enumerate(SCHEDULE[:-1]):
-            recorder.observe(i, "guided", torch.from_numpy(a + b * sigma + c * np.sin(4 * sigma)))
-        tables += recorder.tables(run, 1.0)
-    return Profile(MEASURED, tuple(tables))
-
-
-PROFILE = small_profile()
+PROFILE = recorded(MEASURED, SCHEDULE[:-1], runs=3)
 
 
 def plan_for(settings: Settings, edges: tuple[float, ...] = (), profile: Profile | None = PROFILE) -> Plan:

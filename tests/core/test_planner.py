@@ -39,14 +39,10 @@ from ertacache.erta.response import ImpulseResponse, UnknownResponse, probe
 from ertacache.erta.schedules import Schedule, even, histories, longest_interval, possible_intervals
 from ertacache.erta.settings import DECLARED, Settings
 from ertacache.erta.simulation import ErrorResponse, Simulation
+from ertacache.tests.core.made import flow
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
 RMS = 2.0
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def trajectory(run: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -12,13 +12,9 @@ from ertacache.erta.predictors import HELD, MAX_EXTRAPOLATION, Affine, Hold, Pre
 from ertacache.erta.problem import profile_grams
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
+from ertacache.tests.core.made import flow
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
 
 
 SIGMAS = flow(12)[:-1]

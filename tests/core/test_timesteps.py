@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from ertacache.erta.timesteps import MIN_PHI, adjusted, phi
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
+from ertacache.tests.core.made import flow
 
 
 def distances(places: list[float]) -> np.ndarray:

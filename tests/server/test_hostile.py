@@ -5,39 +5,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from ertacache.demo.server import ComfyServer, WorkflowError
+from ertacache.demo.server import WorkflowError
 from ertacache.tests.core import test_hostile_plans as plans
 from ertacache.tests.core import test_hostile_profiles as profiles
-from ertacache.tests.server.test_nodes import Bench, cached, codes, full, make_bench, node, profiling, report, save
+from ertacache.tests.server.test_nodes import Bench, cached, codes, full, make_bench, node, profiling, report
+from ertacache.tests.server.test_queue import bench, server, small
 from ertacache.tests.server.test_soak import one_thread
 
-__all__ = ["make_bench", "one_thread"]  # fixtures
+__all__ = ["bench", "make_bench", "one_thread", "server"]  # fixtures
 
 MUTATED = 100
 STEPS = 12
-
-
-def small(**nodes: Any) -> dict[str, Any]:
-    empty = node("EmptyHunyuanLatentVideo", width=32, height=32, length=5, batch_size=1)
-    return {"empty": empty, "save": save(), **nodes}
-
-
-@pytest.fixture(scope="module")
-def server(one_thread: None) -> Iterator[ComfyServer]:
-    """In place of the one that all share: hundreds of tiny renders are many times faster on one thread."""
-    with ComfyServer() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def bench(make_bench: Callable[[], Bench]) -> Bench:
-    return make_bench()
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ LOAD = {"profile": node("ERTALoadProfile", name="queue")}
 
 @pytest.fixture(scope="module")
 def server(one_thread: None) -> Iterator[ComfyServer]:
+    """In place of the one that all share: hundreds of tiny renders are many times faster on one thread."""
     with ComfyServer() as running:
         yield running
 
