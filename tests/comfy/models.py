@@ -30,7 +30,7 @@ class Tiny:
     """config: a class of ``comfy.supported_models``. unet: the sizes that ComfyUI's loader would find in a checkpoint.
     latent: one shape, or one for each part of a nested latent. conds: beyond the text; a tuple is the shape of a random
     tensor. controls: the entries of conds that steer the picture. kept: leading frames that a noise mask keeps, so that
-    each token has a timestep of its own. cfg 1: a distilled model, the negative prompt is not evaluated. params: the
+    each token has a timestep of its own. cfg 1: a distilled model, the negative prompt is not used. params: the
     dataclass that takes the sizes, where versions differ in its fields. shrink: makes small what no size in the config
     reaches, or fills what only a checkpoint has. latent_input: the latent is no noise. newer: ComfyUI 0.3.75 has no
     such class, or, where its class alone does not show it, no such module of ``comfy_extras`` (node).
