@@ -111,17 +111,17 @@ class Bench:
 
 
 def main() -> None:
-    given = options().parse_args()
+    args = options().parse_args()
     torch.set_grad_enabled(False)
     try:
-        config = configured(given)
-        bench = Bench(Rig(config, given.prompts or (QUICK_PROMPTS if given.quick else PROMPTS)))
+        config = configured(args)
+        bench = Bench(Rig(config, args.prompts or (QUICK_PROMPTS if args.quick else PROMPTS)))
     except (ConfigError, FileNotFoundError, ValueError) as problem:
         raise SystemExit(str(problem)) from None
-    speeds = tuple(given.speeds or (QUICK_SPEEDS if given.quick else SPEEDS))
-    names = chosen(bench, given.methods or (), given.quick)
-    run(bench, [(name, speed) for speed in speeds for name in names], given.fresh)
-    folder = given.output or OUTPUT / ("quick" if given.quick else "" if config.name == "tiny_wan" else config.name)
+    speeds = tuple(args.speeds or (QUICK_SPEEDS if args.quick else SPEEDS))
+    names = chosen(bench, args.methods or (), args.quick)
+    run(bench, [(name, speed) for speed in speeds for name in names], args.fresh)
+    folder = args.output or OUTPUT / ("quick" if args.quick else "" if config.name == "tiny_wan" else config.name)
     write_results(bench, speeds, folder)
 
 
@@ -139,12 +139,12 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def configured(given: argparse.Namespace) -> Config:
+def configured(args: argparse.Namespace) -> Config:
     """The config file with what the command line says otherwise."""
-    config = read_config(given.config)
+    config = read_config(args.config)
     names = ("model", "dtype", "sampler", "steps", "guidance")
-    changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    if given.quick:
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.quick:
         changes |= {"tuning_prompts": QUICK_OTHERS, "profile_runs": QUICK_OTHERS, "other_samplers": ()}
     return replace(config, **changes)
 

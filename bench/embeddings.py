@@ -29,7 +29,7 @@ class Changes(NamedTuple):
 
 
 def measure_changes(rig: Rig, jobs: Sequence[Job]) -> Changes:
-    """Full runs, watched at the modulation that the blocks get and at what the model answers."""
+    """Full runs, watched at the modulation that the blocks get and at the model's outputs."""
     found = []
     for job in jobs:
         watching = Modulation()

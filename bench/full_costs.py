@@ -123,14 +123,14 @@ def recording_share(full: Costs, own: float, tables: float, steps: int) -> float
 
 
 def blocks_bytes(tokens: int, batch: int, dim: int, element: int, terms: int = 2, conds: int = 2) -> int:
-    """What level blocks holds while the blocks run: the features it predicts from, and what the blocks were given."""
+    """What level blocks holds while the blocks run: the features it predicts from, and the blocks' inputs."""
     return (terms + 1) * feature_bytes(tokens, batch, dim, element, conds)
 
 
 def moved_bytes(tokens: int, batch: int, dim: int, element: int, terms: int = 2, conds: int = 2) -> tuple[int, int]:
     """What goes over the bus when level blocks is offloaded, in a computed and in a reused model call.
 
-    Computed: what the blocks were given, there and back, and the feature. Reused: what it is predicted from.
+    Computed: the blocks' inputs, there and back, and the feature. Reused: what it is predicted from.
     """
     feature = feature_bytes(tokens, batch, dim, element, conds)
     return 3 * feature, terms * feature

@@ -31,7 +31,7 @@ _READS = ("_local_scalar_dense", "nonzero", "equal.default", "masked_select", "_
 
 @dataclass
 class Step:
-    """Of one model call. reads: by name. made: new tensors, and their bytes. waits: that CUDA told of itself."""
+    """Of one model call. reads: by name. made: new tensors, and their bytes. waits: of which CUDA itself warned."""
 
     computed: bool = False
     operations: int = 0
@@ -56,17 +56,17 @@ class Ledger(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        for tensor in given:
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        for tensor in inputs:
             self._follow(tensor, 0)
         result = func(*args, **(kwargs or {}))
         made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
         bytes_made = [self._follow(tensor, tensor.untyped_storage().nbytes()) for tensor in made]
         if self.step is not None:
-            self._count(func, given, made, bytes_made)
+            self._count(func, inputs, made, bytes_made)
         return result
 
-    def _count(self, func: Any, given: list[Any], made: list[Any], bytes_made: list[int]) -> None:
+    def _count(self, func: Any, inputs: list[Any], made: list[Any], bytes_made: list[int]) -> None:
         step, name = self.step, str(func)
         assert step is not None
         # A view is no work for the device.
@@ -75,7 +75,7 @@ class Ledger(TorchDispatchMode):
         step.made_bytes += sum(bytes_made)
         for read in _READS:
             step.reads[read] += read in name
-        devices = {tensor.device for tensor in (*given, *made)}
+        devices = {tensor.device for tensor in (*inputs, *made)}
         step.reads["copy between devices"] += "copy" in name and len(devices) > 1
 
     def _follow(self, tensor: torch.Tensor, size: int) -> int:
@@ -103,7 +103,7 @@ class Counted:
 
 
 def count(model: FullModel, method: str, clip: Clip, steps: int, wanted: int) -> Counted:
-    """One run under the ledger. What ComfyUI and the sampler do outside of the model calls is not told of as a step."""
+    """One run under the ledger. What ComfyUI and the sampler do outside of the model calls does not count as a step."""
     ledger = Ledger(model.device)
     found: list[Step] = []
     blocks = model.blocks
@@ -191,7 +191,7 @@ def steady_counts() -> Iterator[None]:
     """A block in which what Dynamo compiles depends on nothing but the model and what is on it.
 
     ComfyUI finds the same memory free each time: its attention for the CPU asks before each call, and a frame is
-    compiled anew for another answer. And each size is compiled for as it is, never for sizes that may change.
+    compiled anew for another result. And each size is compiled for as it is, never for sizes that may change.
     """
 
     def free(dev: Any = None, torch_free_too: bool = False) -> Any:

@@ -60,7 +60,7 @@ class Clip:
 
     @property
     def latent_bytes(self) -> int:
-        """In float32, as the sampler holds it: the unit in which memory is told."""
+        """In float32, as the sampler holds it: the unit in which memory is stated."""
         return 4 * math.prod(self.latent_shape)
 
     @property

@@ -151,25 +151,25 @@ def _driver() -> str:
     if tool is None:
         return "unknown"
     command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    return told[0] if told else "unknown"
+    words = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return words[0] if words else "unknown"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = options().parse_args(arguments)
+    args = options().parse_args(arguments)
     torch.set_grad_enabled(False)
-    how = DRY if given.dry_run else ON_CPU if given.reduced else FULL_SIZE
-    configs = [config for config in every(how) if meant(config, given.only)]
+    how = DRY if args.dry_run else ON_CPU if args.reduced else FULL_SIZE
+    configs = [config for config in every(how) if meant(config, args.only)]
     if not configs:
-        raise SystemExit(f"no configuration is called like {' '.join(given.only)}; --list shows all")
-    study = Study(how, given.output or OUTPUT / how.replace(" ", "-"), given.lowvram)
-    if given.list:
+        raise SystemExit(f"no configuration is called like {' '.join(args.only)}; --list shows all")
+    study = Study(how, args.output or OUTPUT / how.replace(" ", "-"), args.lowvram)
+    if args.list:
         for config in configs:
             print("kept   " if study.is_kept(config) else "missing", config.name)
         return
     if how == FULL_SIZE and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU: a step of full size takes hours here. Say --reduced or --dry-run")
-    for line in measure_all(study, configs, 60.0 * given.minutes):
+    for line in measure_all(study, configs, 60.0 * args.minutes):
         print(line, flush=True)
     results = [study.kept(config) for config in every(how) if study.is_kept(config)]
     full_tables.write_results(results, study.facts, how, study.folder)

@@ -99,7 +99,7 @@ def title(facts: dict[str, Any], how: str) -> str:
     if how == FULL_SIZE:
         return f"# Full size: Wan2.1's dimensions on {facts['device']}"
     on = facts["device"] if facts["device"] != "cpu" else "CPU"
-    return f"# {on}, {how}; not yet measured on a GPU at full size"
+    return f"# {on}, {how}; docs/measured/gpu.md has full size on a GPU"
 
 
 def about(results: Sequence[Result], facts: dict[str, Any], how: str) -> str:
@@ -116,7 +116,7 @@ def about(results: Sequence[Result], facts: dict[str, Any], how: str) -> str:
         "",
         "- Sampled by ComfyUI's own sampler (euler, simple) with its model management and attention; guidance with "
         "both branches. Full runs and cached ones take turns in one process.",
-        f"- What {STEPS} steps take is told from what a step of either kind takes in shorter runs, except under *whole "
+        f"- What {STEPS} steps take follows from what a step of either kind takes in shorter runs, except under *whole "
         "runs*. Of a computed step only what lies where a method works is compared with the full run's (output: "
         "outside of the model; blocks, EasyCache: outside of its blocks): the rest is the same code in both.",
         "- Ours: planned from a recorded profile, two terms, corrected and checked. EasyCache: ComfyUI's, doing all "
@@ -185,7 +185,7 @@ def whole_table(results: Sequence[Result]) -> str:
             lines += list(_whole(result))
     note = (
         "*By blocks*: the blocks' share of the run's time over their share of the full run's, which a machine that is "
-        "slower for a while moves little. *By steps*: told from single steps as above. *By clock*: right only where "
+        "slower for a while moves little. *By steps*: from single steps as above. *By clock*: right only where "
         "the machine did nothing else meanwhile.\n\n"
     )
     return note + markdown(lines, left=3) if len(lines) > 1 else ""
@@ -308,7 +308,7 @@ def memory_table() -> str:
             lines.append((name, where, *(f"{amount / 1e6:.0f} MB" for amount in held), *moved))
     note = (
         "Two terms, both branches. With *offload* level blocks holds nothing on the GPU while the blocks run, and as "
-        f"much in RAM; what moves is told in milliseconds at {BUS / 1e9:.0f} GB/s, about PCIe 4.0 x16 from pinned "
+        f"much in RAM; what moves is stated in milliseconds at {BUS / 1e9:.0f} GB/s, about PCIe 4.0 x16 from pinned "
         "memory. Level output needs no such option.\n\n"
     )
     return note + markdown(lines, left=2)

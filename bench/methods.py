@@ -14,7 +14,7 @@ OURS, ABLATION, RIVAL = "ours", "ablation", "rival"
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to render. label: tells it from the method's other settings, and is printed. patch: ModelPatcher -> clone
+    """One way to render. label: names it among the method's settings, and is printed. patch: ModelPatcher -> clone
     with the method on it. steps, sampler: 0 and "" for the config's."""
 
     label: str

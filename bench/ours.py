@@ -23,7 +23,7 @@ PLANNED, BUILTIN = "ERTA planned (default)", "ERTA built-in plan"
 
 @dataclass(frozen=True)
 class Variant:
-    """measured: uses the profile. wished: what is asked for beside the speed."""
+    """measured: uses the profile. chosen: settings beside the speed."""
 
     name: str
     measured: bool
@@ -46,7 +46,7 @@ VARIANTS = (
     Variant("paper mode, output level", True, {"mode": "paper", "predictor": "affine", "timesteps": True}),
     Variant("paper: policy alone, output level", True, {"mode": "paper", "predictor": "hold"}),
     Variant("paper: policy, affine, output level", True, {"mode": "paper", "predictor": "affine"}),
-    # Paper mode without a profile spreads evenly.
+    # Paper mode without a profile computes evenly.
     Variant("even, hold", False, {"mode": "paper", "predictor": "hold"}),
     Variant("even, line", False, {"mode": "paper", "predictor": "linear"}),
     Variant("planned, hold", True, {"predictor": "hold", "corrector": False}),

@@ -82,9 +82,9 @@ def predicted(points: Sequence[dict[str, Any]], path: Path) -> None:
     axis = figure.subplots()
     for point in points:
         colour = ACCENT if point["plan"] == "default" else SECOND
-        told = point["predicted"][0]
-        axis.plot([told] * len(point["error"]), point["error"], ".", color=colour, markersize=3, alpha=0.35)
-        axis.plot(told, statistics.median(point["error"]), "o", color=colour, markersize=7, fillstyle="none")
+        expected = point["predicted"][0]
+        axis.plot([expected] * len(point["error"]), point["error"], ".", color=colour, markersize=3, alpha=0.35)
+        axis.plot(expected, statistics.median(point["error"]), "o", color=colour, markersize=7, fillstyle="none")
     ends = (1e-4, 0.3)
     axis.plot(ends, ends, color=INK, linewidth=0.8)
     for factor in (0.5, 2.0):

@@ -46,6 +46,6 @@ def psnr(frames: np.ndarray, reference: np.ndarray) -> float:
 def flip_of(reference: np.ndarray, frame: np.ndarray) -> float:
     """LDR-FLIP of one frame (H, W, 3), sRGB in [0, 1]."""
     images = (np.ascontiguousarray(image, dtype=np.float32) for image in (reference, frame))
-    # A dictionary of its own: the library writes into the one it is given.
+    # A dictionary of its own: the library writes into its argument.
     _, mean, _ = flip_evaluator.evaluate(*images, "LDR", applyMagma=False, parameters={})
     return float(mean)

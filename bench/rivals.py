@@ -35,7 +35,7 @@ def fewer_steps_of(sampler: str) -> Method:
 def easycache(model: Any, threshold: float, start: float, subsample: int) -> Any:
     """ComfyUI's node. It adds into its input, which in fp32 flow models is the sampler's own latent: it gets a copy.
 
-    subsample: it looks at every n-th pixel of the latent, 8 unless told; on a tiny latent that is one pixel.
+    subsample: it looks at every n-th pixel of the latent, 8 by default; on a tiny latent that is one pixel.
     """
     protected = ERTADemoCopyForEasyCache.execute(model).result[0]
     return _with_subsample(EasyCacheNode.execute(protected, threshold, start, 0.95, False).result[0], subsample)

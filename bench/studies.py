@@ -183,12 +183,12 @@ def parts(config: Config, prompts: int) -> Iterator[Line]:
     def nothing(sigmas: np.ndarray) -> ErrorResponse:
         return ErrorResponse(np.zeros(len(sigmas)), np.zeros(len(sigmas)), np.eye(len(sigmas)))
 
-    foreseen = {"default": planner.conservative_error_response, "answers to errors not foreseen": nothing}
+    assumed = {"default": planner.conservative_error_response, "error response not assumed": nothing}
     for steps in (50, 20):
         bed = Bed(replace(config, steps=steps), prompts)
         for speed in SPEEDS:
             found = {}
-            for name, error_response in foreseen.items():
+            for name, error_response in assumed.items():
                 with patch.object(planner, "conservative_error_response", error_response):
                     found[name] = bed.planned(Settings(speed), bed.profile)
             cells = {"Steps": str(steps), "Speed": f"{speed:g}x", **{name: str(o) for name, o in found.items()}}
@@ -238,7 +238,7 @@ def check(config: Config, prompts: int) -> Iterator[Line]:
         for name, where in (("test prompts", bed), ("random words, and mixtures of two prompts", strange)):
             off, on = (where.planned(Settings(speed, check=checked), bed.profile) for checked in (False, True))
             cells = {"Prompts": name, "Speed": f"{speed:g}x", "Unchecked": str(off), "Checked": str(on)}
-            cells |= {"Evaluations": f"{off.calls:.1f} → {on.calls:.1f}"}
+            cells |= {"Model calls": f"{off.calls:.1f} → {on.calls:.1f}"}
             yield Line(cells, {"prompts": name, "speed": speed, "off": vars(off), "on": vars(on)})
 
 
@@ -268,19 +268,19 @@ def main() -> None:
     parser.add_argument("--model", help="in place of the config's")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--output", type=Path, default=OUTPUT / "studies")
-    given = parser.parse_args()
-    unknown = [name for name in given.studies if name not in STUDIES]
+    args = parser.parse_args()
+    unknown = [name for name in args.studies if name not in STUDIES]
     if unknown:
         raise SystemExit(f"no study is called {', '.join(unknown)}; there are: {', '.join(STUDIES)}")
     torch.set_grad_enabled(False)
-    config = read_config(given.config)
-    config = replace(config, model=given.model) if given.model else config
-    for name in given.studies or STUDIES:
+    config = read_config(args.config)
+    config = replace(config, model=args.model) if args.model else config
+    for name in args.studies or STUDIES:
         lines = []
-        for line in STUDIES[name](config, given.prompts):
+        for line in STUDIES[name](config, args.prompts):
             lines.append(line)
             print(f"{name}: " + ", ".join(f"{column} {cell}" for column, cell in line.cells.items()), flush=True)
-        _write(name, lines, config, given.prompts, given.output)
+        _write(name, lines, config, args.prompts, args.output)
 
 
 def _write(name: str, lines: Sequence[Line], config: Config, prompts: int, folder: Path) -> None:

@@ -10,7 +10,7 @@ from .methods import OURS, RIVAL
 from .ours import BUILTIN, PLANNED
 
 HEADER = (
-    "Method", "Setting", "Evaluations", "N / K", "Time ratio", "PSNR median", "worst", "quartiles",
+    "Method", "Setting", "Model calls", "N / K", "Time ratio", "PSNR median", "worst", "quartiles",
     "SSIM median", "worst", "FLIP median", "worst", "Latent L1 median", "worst",
 )  # fmt: skip
 
@@ -56,11 +56,11 @@ def table(rows: Sequence[Row], steps: int) -> str:
 def cells(found: Row, against: str, steps: int) -> tuple[str, ...]:
     s = summary(found, against)
     name = f"**{found['method']}**" if found["family"] == OURS else found["method"]
-    spread = "" if s["fewest"] == s["most"] else f" ({s['fewest']:g}–{s['most']:g})"
+    range_of_calls = "" if s["fewest"] == s["most"] else f" ({s['fewest']:g}–{s['most']:g})"
     return (
         name if against == found["sampler"] else f"{name}, against {against}",
         found["setting"],
-        f"{s['calls']:.4g}{spread}",
+        f"{s['calls']:.4g}{range_of_calls}",
         f"{steps / s['calls']:.2f}",
         f"{s['time_ratio']:.2f}",
         f"{s['psnr']:.2f}",

@@ -48,8 +48,8 @@ def sample(model: torch.nn.Module, ids: torch.Tensor, steps: int, cfg: float, se
     levels = schedule(steps)
     for here, there in itertools.pairwise(levels):
         time_step = torch.full((2 * len(ids),), 1000.0) * here
-        told, untold = model(torch.cat([x, x]), time_step, context).chunk(2)
-        x = x + (there - here) * (untold + cfg * (told - untold))
+        cond, uncond = model(torch.cat([x, x]), time_step, context).chunk(2)
+        x = x + (there - here) * (uncond + cfg * (cond - uncond))
     return codec.decode(x)
 
 
@@ -57,14 +57,14 @@ def verdicts(ids: torch.Tensor, frames: torch.Tensor) -> list[dict[str, bool]]:
     """Per clip: which of shape, colour and motion reads as the prompt says."""
     rows = []
     for asked, clip in zip(ids.tolist(), frames, strict=True):
-        told = (words.SHAPES[asked[0]], words.COLOURS[asked[1]], words.MOTIONS[asked[2]])
+        wanted = (words.SHAPES[asked[0]], words.COLOURS[asked[1]], words.MOTIONS[asked[2]])
         seen = reading.read(clip)
-        rows.append({name: a == b for name, a, b in zip(("shape", "colour", "motion"), told, seen, strict=True)})
+        rows.append({name: a == b for name, a, b in zip(("shape", "colour", "motion"), wanted, seen, strict=True)})
     return rows
 
 
 def contact_sheet(frames: torch.Tensor, right: list[dict[str, bool]], columns: int = 8) -> Image.Image:
-    """First, middle and last frame of each clip, side by side in a frame that tells the verdict."""
+    """First, middle and last frame of each clip, side by side in a frame that shows the verdict."""
     tiles = []
     for clip, row in zip(frames, right, strict=True):
         strip = torch.cat([clip[0], clip[len(clip) // 2], clip[-1]], dim=1)
@@ -84,23 +84,21 @@ def main() -> None:
     options.add_argument("--cfg", type=float, default=5.0)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--sheet", type=Path, default=SHEET)
-    given = options.parse_args()
+    args = options.parse_args()
     torch.set_num_threads(2)
-    model = load(given.checkpoint)
-    ids = torch.tensor(clips.unseen_prompts()[: given.prompts])
+    model = load(args.checkpoint)
+    ids = torch.tensor(clips.unseen_prompts()[: args.prompts])
     started = time.monotonic()
-    parts = [
-        sample(model, part, given.steps, given.cfg, given.seed + index) for index, part in enumerate(ids.split(16))
-    ]
+    parts = [sample(model, part, args.steps, args.cfg, args.seed + index) for index, part in enumerate(ids.split(16))]
     frames = torch.cat(parts)
     spent = time.monotonic() - started
     right = verdicts(ids, frames)
-    contact_sheet(frames, right).save(given.sheet, optimize=True)
+    contact_sheet(frames, right).save(args.sheet, optimize=True)
     scores = {name: sum(row[name] for row in right) / len(right) for name in WANTED}
     report = {
         "prompts": len(ids),
-        "steps": given.steps,
-        "cfg": given.cfg,
+        "steps": args.steps,
+        "cfg": args.cfg,
         "seconds": round(spent, 1),
         **scores,
         "good": all(scores[name] >= wanted for name, wanted in WANTED.items()),

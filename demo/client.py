@@ -17,7 +17,7 @@ API = dict[str, dict[str, Any]]  # a workflow in API format: node id -> {class_t
 
 
 class ServerError(RuntimeError):
-    """The server did not start, stopped, fell silent or gave an answer that makes no sense."""
+    """The server did not start, stopped, fell silent or returned nonsense."""
 
 
 class PromptError(ValueError):
@@ -79,7 +79,7 @@ class Client:
     ) -> dict[str, Any]:
         """Queue, wait until done, return the history entry: outputs by node id under "outputs".
 
-        The socket is opened first, so that no event can be missed.
+        The socket is opened first, so that no event is lost.
         """
         self.events = []
         address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self.client_id}"

@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 SCALE, FRAME_MS = 3, 250
 AMPLIFIED = 8  # differences
-GAP, HEAD, LINE = 14, 62, 22  # pixels: between pictures, of the headings, of a line of text
+SPACE, HEAD, LINE = 14, 62, 22  # pixels: between pictures, of the headings, of a line of text
 BACK, INK, FAINT = "#ffffff", "#1a1a1a", "#6b6b6b"
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# Okabe and Ito's colours, distinct to colour-blind people.
 COLOURS = {
     "full": "#000000",
     "planned": "#0072b2",
@@ -59,9 +59,9 @@ def _sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], n
     """One frame of the animation."""
     height, width = (side * SCALE for side in rows[0][1][0].frames.shape[1:3])
     headings = [*columns, *(f"Difference ×{AMPLIFIED}\n{words.splitlines()[0]}" for words in columns[1:])]
-    lefts = [GAP + column * (width + GAP) + (column >= len(columns)) * GAP for column in range(len(headings))]
-    row_height = 2 * LINE + height + GAP
-    sheet = Image.new("RGB", (lefts[-1] + width + GAP, HEAD + len(rows) * row_height), BACK)
+    lefts = [SPACE + column * (width + SPACE) + (column >= len(columns)) * SPACE for column in range(len(headings))]
+    row_height = 2 * LINE + height + SPACE
+    sheet = Image.new("RGB", (lefts[-1] + width + SPACE, HEAD + len(rows) * row_height), BACK)
     draw = ImageDraw.Draw(sheet)
     face = matplotlib.font_manager.findfont("DejaVu Sans")  # comes with matplotlib; Pillow's own font lacks signs
     large, small = ImageFont.truetype(face, 15), ImageFont.truetype(face, 13)
@@ -71,7 +71,7 @@ def _sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], n
         draw.text((left, 33), second, FAINT, small)
     for row, (prompt, cells) in enumerate(rows):
         top = HEAD + row * row_height
-        draw.text((GAP, top), f"“{prompt}”", INK, small)
+        draw.text((SPACE, top), f"“{prompt}”", INK, small)
         clips = [cell.frames for cell in cells] + [
             d * AMPLIFIED for cell in cells if (d := cell.difference) is not None
         ]

@@ -141,10 +141,10 @@ def _easycache_pattern(log: str, steps: int) -> str:
     It is silent before its start and after its end, where all is computed. By default it starts at 15 % and ends at
     95 %; a step is inside when its percent, (steps - i) / steps from the end for this scheduler, lies between them.
     """
-    told = ["0" if kind == "skipping step" else "1" for kind in EASYCACHE_STEP.findall(log)]
+    reported = ["0" if kind == "skipping step" else "1" for kind in EASYCACHE_STEP.findall(log)]
     before = -(-15 * steps // 100)  # rounded up
-    after = steps - before - len(told)
-    return "1" * before + "".join(told) + "1" * after if told and after >= 0 else ""
+    after = steps - before - len(reported)
+    return "1" * before + "".join(reported) + "1" * after if reported and after >= 0 else ""
 
 
 def _load(path: Path) -> ModuleType:

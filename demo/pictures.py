@@ -35,7 +35,7 @@ SHARPNESS = 2  # pixels of the picture to one of the page
 COLOURS = 192
 WIDTH, MARGIN = 380, 14  # of a node; around what is shown
 
-# What would cover the canvas, or tell of a machine without weights.
+# What would cover the canvas, or show a machine without weights.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.ShowMissingModelsWarning": False,
@@ -216,9 +216,9 @@ def custom(browser: Browser, url: str) -> None:
     desk.add("ERTATimestepAdjuster", (1600, 0), {}, {**model, "sigmas": ["BasicScheduler", 0]}, 260)
     conditions = {"positive": ["Prompt", 0], "negative": ["Negative (empty)", 0]}
     rest = {"sampler": ["KSamplerSelect", 0], "latent_image": ["ERTADemoEmptyLatent", 0]}
-    given = {**model, **conditions, "sigmas": ["ERTATimestepAdjuster", 0], **rest}
+    inputs = {**model, **conditions, "sigmas": ["ERTATimestepAdjuster", 0], **rest}
     values = {"noise_seed": 1, "control_after_generate": "fixed", "cfg": 5.0}
-    desk.add("SamplerCustom", (1600, 150), values, given, 260)
+    desk.add("SamplerCustom", (1600, 150), values, inputs, 260)
     desk.add("SaveLatent", (2600, 0), {}, {"samples": ["SamplerCustom", 0]})
     desk.queue()
     desk.fit("ERTACache")

@@ -90,7 +90,7 @@ class Row:
         return [self.label, count, *timed, *quality, f"{statistics.median(ssim):.3f}", f"{min(ssim):.3f}"]
 
 
-HEADINGS = ("Method", "Evaluations", "Time", "Speed-up", "PSNR median", "worst", "SSIM median", "worst")
+HEADINGS = ("Method", "Model calls", "Time", "Speed-up", "PSNR median", "worst", "SSIM median", "worst")
 
 
 def rows(results: Results) -> list[Row]:

@@ -40,7 +40,7 @@ class Progress:
     def __init__(self, total: float):
         """`total`: the model calls that are to come."""
         self.total, self.done = total, 0.0
-        self._started = self._told = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._terminal = sys.stdout.isatty()
 
     def step(self, what: str, calls: float) -> None:
@@ -50,8 +50,8 @@ class Progress:
         line = f"{min(self.done / self.total, 1):4.0%}  {what}, about {left:.0f} s left"
         if self._terminal:
             print(f"\r{line:<78}", end="", flush=True)
-        elif now - self._told > 10:
-            self._told = now
+        elif now - self._printed > 10:
+            self._printed = now
             print(line, flush=True)
 
     def close(self) -> None:
@@ -61,14 +61,14 @@ class Progress:
 
 class Demo:
     """The order of things. Per prompt the methods follow one another, so that a machine that slows down or speeds up
-    meets all of them alike.
+    meets all of them equally.
     """
 
     def __init__(self, studio: Studio, jobs: list[Job], steps: int | None, quick: bool):
         self.studio, self.jobs = studio, jobs
         settings = studio.settings("full")
-        self.given: dict[str, Any] = {"steps": steps} if steps else {}
-        self.results = Results(jobs, {**settings, **self.given})
+        self.overrides: dict[str, Any] = {"steps": steps} if steps else {}
+        self.results = Results(jobs, {**settings, **self.overrides})
         self.steps: int = self.results.settings["steps"]
         self.runs = (1, 1) if quick else (4, 2)  # recorded at output and at blocks level
         self.sweep = () if quick else SWEEP
@@ -94,17 +94,17 @@ class Demo:
 
     def render_builtin(self) -> None:
         """Before any profile exists: afterwards the sampler node would find it."""
-        renders = [self._render(BUILTIN, job.changes(**self.given), "built-in plan") for job in self.jobs]
+        renders = [self._render(BUILTIN, job.changes(**self.overrides), "built-in plan") for job in self.jobs]
         if all(any(note["code"] == "built_in" for note in render.report["notes"]) for render in renders):
             self.results.renders["builtin"] = renders
 
     def record_profiles(self) -> None:
         """On a prompt of its own. Paper mode reuses transformer blocks, which are measured by themselves."""
         output, blocks = self.runs
-        recorded = self._render(PROFILE, {"runs": output, **self.given}, "recording a profile", output)
+        recorded = self._render(PROFILE, {"runs": output, **self.overrides}, "recording a profile", output)
         self.results.profile = dict(recorded.report)
         self.results.target = next(c["computed"] for c in self.results.profile["curve"] if c["speed"] == 2.0)
-        changes = {"runs": blocks, "level": "blocks", "name": "tiny-wan-blocks", **self.given}
+        changes = {"runs": blocks, "level": "blocks", "name": "tiny-wan-blocks", **self.overrides}
         self._render(PROFILE, changes, "recording a profile of blocks", blocks)
 
     def tune_easycache(self) -> None:
@@ -116,7 +116,7 @@ class Demo:
         low, high = 0.0, 3.0  # what the node takes
         threshold, found = 0.1, []
         for _ in range(self.tuning):
-            changes = {"EasyCache.reuse_threshold": threshold, "EasyCache.verbose": True, **self.given}
+            changes = {"EasyCache.reuse_threshold": threshold, "EasyCache.verbose": True, **self.overrides}
             render = self._render(EASYCACHE, job.changes(**changes), f"tuning EasyCache, {threshold:.3f}")
             distance = abs(render.calls - self.results.target)
             found.append((distance, -render.calls, threshold, render.compute))
@@ -129,12 +129,12 @@ class Demo:
     def render_all(self) -> None:
         easycache = {"EasyCache.reuse_threshold": self.results.threshold}
         entries = [
-            ("full", FULL, self.given),
-            ("planned", PLANNED, self.given),
-            ("paper", PAPER, self.given),
-            ("easycache", EASYCACHE, {**easycache, **self.given}),
+            ("full", FULL, self.overrides),
+            ("planned", PLANNED, self.overrides),
+            ("paper", PAPER, self.overrides),
+            ("easycache", EASYCACHE, {**easycache, **self.overrides}),
             ("fewer", FEWER, {"steps": self.results.target}),
-            *((f"planned-{speed:g}", at_speed(speed), self.given) for speed in self.sweep),
+            *((f"planned-{speed:g}", at_speed(speed), self.overrides) for speed in self.sweep),
         ]
         for number, job in enumerate(self.jobs):
             turned = number % len(entries)  # nobody always comes first
@@ -179,27 +179,27 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="2 prompts, 12 steps: to see that it works")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR", help="default: demo/output")
     parser.add_argument("--model", type=Path, default=MODEL, metavar="FILE", help="another tiny Wan than the shipped")
-    given = parser.parse_args(argv)
-    if given.quick:
-        given.prompts, given.steps = 2, given.steps or 12
-    if not 1 <= given.prompts <= 63:
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.prompts, args.steps = 2, args.steps or 12
+    if not 1 <= args.prompts <= 63:
         parser.error("--prompts: from 1 to 63")
-    if given.steps is not None and not 8 <= given.steps <= 1000:
+    if args.steps is not None and not 8 <= args.steps <= 1000:
         parser.error("--steps: from 8 to 1000")
-    return given
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = arguments(argv)
-    if not given.model.is_file():
+    args = arguments(argv)
+    if not args.model.is_file():
         print(
-            f"There is no model at {given.model}. It ships with the repository; to train it anew (about an hour): "
+            f"There is no model at {args.model}. It ships with the repository; to train it anew (about an hour): "
             "python -m demo.train",
             file=sys.stderr,
         )
         return 1
     try:
-        return demonstrate(given)
+        return demonstrate(args)
     except (ComfyUINotFound, ServerError, PromptError, WorkflowError) as problem:
         print(f"\nThe demo could not be finished. {problem}", file=sys.stderr)
         return 1
@@ -208,25 +208,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def demonstrate(given: argparse.Namespace) -> int:
+def demonstrate(args: argparse.Namespace) -> int:
     began = time.monotonic()
-    jobs = [Job(describe(ids), 1000 + number) for number, ids in enumerate(unseen_prompts(given.prompts))]
+    jobs = [Job(describe(ids), 1000 + number) for number, ids in enumerate(unseen_prompts(args.prompts))]
     print("Starting ComfyUI ...", flush=True)
     with ComfyServer() as server:
-        link(given.model, server.base / "models" / "diffusion_models" / MODEL.name)
+        link(args.model, server.base / "models" / "diffusion_models" / MODEL.name)
         studio = Studio(server)
         machine = machine_facts(studio)
         print(f"ComfyUI {machine['comfyui']} is up at {server.url}. Rendering ...", flush=True)
-        results = Demo(studio, jobs, given.steps, given.quick).run()
-    given.output.mkdir(parents=True, exist_ok=True)
+        results = Demo(studio, jobs, args.steps, args.quick).run()
+    args.output.mkdir(parents=True, exist_ok=True)
     lines = [HEADINGS, *(row.cells() for row in rows(results))]
     text = table(lines)
     notes = [f"- {note}" for note in footnotes(results, machine)]
-    report = given.output / "table.md"
+    report = args.output / "table.md"
     report.write_text("\n".join([text, "", *notes, ""]), encoding="utf-8")
-    data = given.output / "results.json"
+    data = args.output / "results.json"
     data.write_text(json.dumps(as_json(results, machine), indent=1) + "\n", encoding="utf-8")
-    pictures = draw(results, given.output)
+    pictures = draw(results, args.output)
     print("\n".join(["", text, "", *notes, "", "Written:", *(f"  {path}" for path in (*pictures, report, data))]))
     print(f"The whole took {time.monotonic() - began:.0f} s. The server has ended.")
     return 0

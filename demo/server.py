@@ -55,13 +55,13 @@ class ComfyServer:
         cpu: bool = True,
         start_timeout: float = 120.0,
     ):
-        """`base`: kept afterwards if given, else temporary. `nodes`: more packs, folder name -> source.
+        """`base`: kept afterwards; temporary if None. `nodes`: more packs, folder name -> source.
 
         `folder`: this pack's own name under custom_nodes; the registry's id, or the repository's after a git clone.
         `args`: more of ComfyUI's options, such as "--cache-none". `comfy`: another ComfyUI than `locate()` finds.
         """
         self.comfy = comfy or locate()
-        self._given_base = base.resolve() if base else None
+        self._kept_base = base.resolve() if base else None
         self._nodes = {**standard_nodes(folder), **(nodes or {})}
         self._args = tuple(args)
         self._device = ("--cpu",) if cpu else ()
@@ -79,7 +79,7 @@ class ComfyServer:
     def start(self) -> None:
         """Start and wait until the server answers. If it does not, nothing is left running."""
         CACHE.mkdir(exist_ok=True)
-        self.base = self._given_base or Path(tempfile.mkdtemp(dir=CACHE, prefix="server-"))
+        self.base = self._kept_base or Path(tempfile.mkdtemp(dir=CACHE, prefix="server-"))
         self.log = self.base / "server.log"
         atexit.register(self.stop)
         self._take_signals()
@@ -203,7 +203,7 @@ class ComfyServer:
 
     def _put_base_away(self) -> None:
         """Keep the log of a temporary base: it is what one looks for after a failure."""
-        if self._given_base is not None or not self.base.is_dir():
+        if self._kept_base is not None or not self.base.is_dir():
             return
         if self.log.is_file():
             shutil.copyfile(self.log, LAST_LOG)

@@ -68,8 +68,8 @@ def make_model() -> torch.nn.Module:
 def aim(model: Any) -> None:
     """Let each self-attention head begin by looking at one neighbour, through constant parts of its queries and keys.
 
-    Among tokens of pure noise nothing else tells where a token is: attention is relative, and an average over equal
-    tokens is the same everywhere. A head that misses its neighbour at an edge is a start.
+    Among tokens of pure noise nothing else shows where a token is: attention is relative, and an average over equal
+    tokens is the same everywhere. A head that lacks its neighbour at an edge is a start.
     """
     looks = iter(LOOKS)
     for block in model.blocks:
@@ -100,7 +100,7 @@ def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def loss_of(model: Any, generator: torch.Generator) -> torch.Tensor:
-    """Flow matching: x = (1 - sigma) clip + sigma noise, the model answers noise - clip at timestep 1000 sigma."""
+    """Flow matching: x = (1 - sigma) clip + sigma noise, the model returns noise - clip at timestep 1000 sigma."""
     ids, frames = clips.sample_batch(BATCH, generator)
     clean = codec.encode(frames)
     noise = torch.randn(clean.shape, generator=generator)
@@ -121,19 +121,19 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--start", type=Path, help="go on from these weights, with a new learning rate schedule")
     options.add_argument("--stop", type=int, default=STEPS, help="end here although the schedule goes on")
-    given = options.parse_args()
-    torch.set_num_threads(given.threads)
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
     model = make_model()
-    if given.start:
-        model.load_state_dict(load_file(given.start))
+    if args.start:
+        model.load_state_dict(load_file(args.start))
     average = copy.deepcopy(model).requires_grad_(False)
     compiled = torch.compile(model)
     optimizing = optimizers(model)
     generator = torch.Generator().manual_seed(SEED + 1)
     started, smooth = time.monotonic(), 1.0
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {given.steps} steps")
-    for step in range(min(given.steps, given.stop)):
-        rate = PEAK_RATE * min((step + 1) / WARM_UP, 1.0) * (1.0 - step / given.steps)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {args.steps} steps")
+    for step in range(min(args.steps, args.stop)):
+        rate = PEAK_RATE * min((step + 1) / WARM_UP, 1.0) * (1.0 - step / args.steps)
         for optimizer in optimizing:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -149,10 +149,10 @@ def main() -> None:
         smooth += 0.01 * (loss.item() - smooth)
         if step % 50 == 0:
             spent = time.monotonic() - started
-            left = spent / (step + 1) * (given.steps - step - 1)
+            left = spent / (step + 1) * (args.steps - step - 1)
             print(f"step {step:6d}  loss {smooth:.4f}  {spent / 60:.0f} min, {left / 60:.0f} min left", flush=True)
-        if step % 500 == 499 or step == min(given.steps, given.stop) - 1:
-            save(average, given.output)
+        if step % 500 == 499 or step == min(args.steps, args.stop) - 1:
+            save(average, args.output)
 
 
 def save(model: torch.nn.Module, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..workflows import declared_inputs, is_widget
 
-GAP, TITLE = 30, 30  # between nodes, and the height of a node's title bar
+SPACE, TITLE = 30, 30  # between nodes, and the height of a node's title bar
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def workflow(
     for box in boxes:
         frame = _frame(ids[box.title], box.type, box.title, at[box.group], tops[box.group], box.height)
         nodes.append(_node(box, frame, object_info[box.type], ids, links))
-        tops[box.group] += box.height + TITLE + GAP
+        tops[box.group] += box.height + TITLE + SPACE
     for _, source, slot, *_ in links:
         nodes[source - 1]["outputs"][slot]["links"] = [link[0] for link in links if link[1:3] == [source, slot]]
     nodes.append(_note(words, len(nodes) + 1, at[words.group], tops[words.group]))
-    tops[words.group] += words.height + TITLE + GAP
+    tops[words.group] += words.height + TITLE + SPACE
     return {
         "last_node_id": len(nodes),
         "last_link_id": len(links),
@@ -140,10 +140,10 @@ def _widget_values(box: Box, info: Mapping[str, Any]) -> Iterator[Any]:
         if not is_widget(kind, options):
             continue
         choices = kind if isinstance(kind, list) else options.get("options", [None])
-        given = box.inputs.get(name)
-        if given is None or isinstance(given, tuple):
-            given = options["default"] if "default" in options else choices[0]
-        yield given
+        value = box.inputs.get(name)
+        if value is None or isinstance(value, tuple):
+            value = options["default"] if "default" in options else choices[0]
+        yield value
         if options.get("control_after_generate"):
             yield box.after_run
 

@@ -1,6 +1,6 @@
 """Draws the demo's workflow files anew, for dragging into ComfyUI: python -m demo.graphs.make
 
-The files say what runs; this says what they have in common, so that six of them stay alike.
+The files say what runs; this says what they have in common, so that the six stay consistent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NOTES = {
     "profile of level blocks; without one, this first render is a full one that records it.",
     "easycache": "ComfyUI's own EasyCache, for comparison. Where it reuses, it adds into its input, and in an fp32 "
     "flow model that is the sampler's own latent. The copy node before it keeps that from spoiling the picture; "
-    "bypass it to see the difference. The threshold decides how many steps are computed: ComfyUI's log tells.",
+    "bypass it to see the difference. The threshold decides how many steps are computed: ComfyUI's log shows it.",
     "fewer_steps": "The simplest way to half of the model calls: half of the steps.",
 }
 

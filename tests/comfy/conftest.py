@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,11 +38,28 @@ def wan_weights(blocks: int = 2, seed: int = 7) -> dict[str, torch.Tensor]:
         name: torch.randn(value.shape, generator=generator) * (0.02 if value.ndim > 1 else 0.1)
         for name, value in shape.state_dict().items()
     }
-    # A head that answers: with all weights this small the velocity would hardly depend on anything.
+    # A head that responds: with all weights this small the velocity would hardly depend on anything.
     weights["head.head.weight"] *= 10.0
     weights["patch_embedding.weight"] *= 5.0
     weights["time_projection.1.weight"] *= 3.0
     return weights
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On a model this small several threads mostly wait for each other, on a busy machine for seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def only_on_cpu(reason: str) -> None:
+    """Skip the running test on a GPU (ERTA_TEST_DEVICE=cuda)."""
+    import comfy.model_management
+
+    if comfy.model_management.get_torch_device().type != "cpu":
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +76,7 @@ def sample(wan: Any, conds: tuple[list[Any], list[Any]]) -> Sample:
         import nodes
 
         latent = changed.pop("latent", {"samples": torch.zeros(1, 16, 2, 4, 4)})
-        given = {
+        inputs = {
             "seed": 5,
             "steps": 12,
             "cfg": 3.0,
@@ -70,7 +87,7 @@ def sample(wan: Any, conds: tuple[list[Any], list[Any]]) -> Sample:
             "denoise": 1.0,
             **changed,
         }
-        result: torch.Tensor = nodes.common_ksampler(model or wan, latent=latent, **given)[0]["samples"]
+        result: torch.Tensor = nodes.common_ksampler(model or wan, latent=latent, **inputs)[0]["samples"]
         return result
 
     return call

@@ -449,7 +449,11 @@ MODELS: dict[str, Tiny] = {
         remark="blocks level: the music is still injected at a reused step",
     ),
     "Wan 2.1 FlowRVS": Tiny(
-        "WAN21_FlowRVS", _WAN, given=True, newer=True, remark="answers with the picture itself: errors are larger"
+        "WAN21_FlowRVS",
+        _WAN,
+        latent_input=True,
+        newer=True,
+        remark="its output is the picture itself: errors are larger",
     ),
     "Wan 2.1 Causal AR": Tiny(
         "WAN21_CausalAR_T2V", _WAN, newer=True, remark="sampler ar_video: everything computed, the report says why"

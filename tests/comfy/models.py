@@ -30,10 +30,10 @@ class Tiny:
     """config: a class of ``comfy.supported_models``. unet: the sizes that ComfyUI's loader would find in a checkpoint.
     latent: one shape, or one for each part of a nested latent. conds: beyond the text; a tuple is the shape of a random
     tensor. controls: the entries of conds that steer the picture. kept: leading frames that a noise mask keeps, so that
-    each token has a timestep of its own. cfg 1: a distilled model, the negative prompt is not evaluated. params: the
+    each token has a timestep of its own. cfg 1: a distilled model, the negative prompt is not used. params: the
     dataclass that takes the sizes, where versions differ in its fields. shrink: makes small what no size in the config
-    reaches, or fills what only a checkpoint has. given: the latent is the input, not noise. newer: ComfyUI 0.3.75 has
-    no such class, or, where its class alone does not tell, no such module of ``comfy_extras`` (node).
+    reaches, or fills what only a checkpoint has. latent_input: the latent is no noise. newer: ComfyUI 0.3.75 has no
+    such class, or, where its class alone does not show it, no such module of ``comfy_extras`` (node).
     """
 
     config: str
@@ -46,7 +46,7 @@ class Tiny:
     cfg: float = 3.0
     params: str = ""
     shrink: Callable[[Any], None] | None = None
-    given: bool = False
+    latent_input: bool = False
     newer: bool = False
     node: str = ""
     remark: str = ""
@@ -109,7 +109,7 @@ class Tiny:
         if self.nested:
             return {"samples": comfy.nested_tensor.NestedTensor([torch.zeros(shape) for shape in self.latent])}
         samples = torch.zeros(self.latent)
-        if self.given:
+        if self.latent_input:
             return {"samples": _random(self.latent, seed)}
         if not self.kept:
             return {"samples": samples}
@@ -152,7 +152,7 @@ def shrink_motion_encoder(model: Any) -> None:
 
 
 def without_llm_adapter(model: Any) -> None:
-    """Half a gigabyte, run once for a prompt. Where no token ids are given the text goes past it."""
+    """Half a gigabyte, run once for a prompt. Without token ids the text goes past it."""
     model.llm_adapter = None
 
 

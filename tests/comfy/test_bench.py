@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS, BUDGET = 10, 5
 C, R = True, False
 
@@ -32,15 +34,6 @@ class Clips:
     def frames(self, latent):
         shown = latent[0, :3].permute(1, 2, 3, 0).float().sigmoid()
         return shown.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).numpy()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On a model this small several threads mostly wait for each other, on a busy machine for seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +90,7 @@ def error(result, reference):
 # The rig
 
 
-def test_a_full_run_is_one_evaluation_per_step(rig, full):
+def test_a_full_run_is_one_call_per_step(rig, full):
     assert full.calls == STEPS
     assert rig.sample(rig.model, rig.test[0], steps=4).calls == 4
     assert rig.sample(rig.model, rig.test[0], steps=4, sampler="heun").calls == 7  # two per step but the last
@@ -121,7 +114,7 @@ def test_conds_in_separate_calls_count_the_same(rig):
     assert len(calls) == 8
 
 
-def test_without_guidance_one_cond_is_an_evaluation(make_rig):
+def test_without_guidance_one_cond_is_a_call(make_rig):
     rig = make_rig(guidance=1.0)
     assert rig.sample(rig.model, rig.test[0], steps=4).calls == 4
 
@@ -474,13 +467,13 @@ def test_shipped_configs_and_their_prompts(comfy_pack):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("stepz = 3", "unknown keys stepz"), ("steps = '3'", "steps is '3'"), ("steps =", "no TOML"), ("", "missing")],
 )
-def test_a_config_that_is_wrong_says_where(comfy_pack, tmp_path, text, told):
+def test_a_config_that_is_wrong_says_where(comfy_pack, tmp_path, text, message):
     from ertacache.bench.config import ConfigError, read_config
 
     file = tmp_path / "mine.toml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         read_config(str(file))

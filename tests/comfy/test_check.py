@@ -73,7 +73,7 @@ def error(result: torch.Tensor, reference: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("speed", [1.5, 2.0, 3.0])
 @pytest.mark.parametrize("prompt", [0, 1])
-def test_a_prompt_that_was_never_seen_costs_no_evaluation_on_top(follow: Follow, prompt: int, speed: float) -> None:
+def test_a_prompt_that_was_never_seen_costs_no_call_on_top(follow: Follow, prompt: int, speed: float) -> None:
     _, calls, report = follow(prompt, speed)
     assert any(plan_from_json(report.plan).residual_limits), "there is something to compare with"
     assert calls == report.computed == round(STEPS / speed)
@@ -83,12 +83,12 @@ def test_a_prompt_that_was_never_seen_costs_no_evaluation_on_top(follow: Follow,
 def test_a_plan_that_expects_next_to_nothing_is_departed_from_with_one_line(follow: Follow, full: torch.Tensor) -> None:
     planned, calls, report = follow(0)
     plan = plan_from_json(report.plan)
-    wary = plan_to_json(replace(plan, residual_limits=tuple(1e-6 * miss for miss in plan.residual_limits)))
-    latent, more, told = follow(0, carried=wary)
-    assert "carried" in codes(told)
-    assert more == told.computed > calls == plan.computed
-    (line,) = unlike(told)
-    assert f"{told.computed - plan.computed} computed on top of the plan" in line
+    wary = plan_to_json(replace(plan, residual_limits=tuple(1e-6 * limit for limit in plan.residual_limits)))
+    latent, more, departed = follow(0, carried=wary)
+    assert "carried" in codes(departed)
+    assert more == departed.computed > calls == plan.computed
+    (line,) = unlike(departed)
+    assert f"{departed.computed - plan.computed} computed on top of the plan" in line
     assert error(latent, full) < error(planned, full)
 
 

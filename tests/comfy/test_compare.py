@@ -98,11 +98,11 @@ def test_comfyuis_executor_takes_the_output(node: Any):
     """Its own way of calling: a locked clone of the class, hidden values, and the joining of the ui lists."""
     execution = importlib.import_module("execution")
     clip = images()
-    given = {"reference": [clip], "candidate": [clip]}
+    inputs = {"reference": [clip], "candidate": [clip]}
     # 0.3.75 has a parameter hidden_inputs; later versions hand them over in a dict with more.
     takes = inspect.signature(execution.get_output_data).parameters
     hidden = {"hidden_inputs": {}} if "hidden_inputs" in takes else {"v3_data": {"hidden_inputs": {}}}
-    made = asyncio.run(execution.get_output_data("id", "2", node(), given, **hidden))
+    made = asyncio.run(execution.get_output_data("id", "2", node(), inputs, **hidden))
     output, ui = made[0], made[1]
     assert output[0] == [100.0] and output[1] == [pytest.approx(1.0)]
     assert ui["text"][0].startswith("5 frames, identical") and len(ui["images"]) == len(ui["erta"]) == 1

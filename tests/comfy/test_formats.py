@@ -1,8 +1,9 @@
 """Number formats of weights and features, weights that are streamed, LoRAs, and one model for clips of every size.
 
-The formats are those of ComfyUI's own loader, told that the device computes in bfloat16 or float16 as a card's does; a
-CPU would be given float32. Streaming is that of --lowvram and --novram: ComfyUI's own loading, told that the CPU is a
-card with so much memory. What a second device is needed for (copies to it, pinned memory, streams) is not seen here.
+The formats are those of ComfyUI's own loader, patched so that the device computes in bfloat16 or float16 as a card
+does; a CPU would compute in float32. Streaming is that of --lowvram and --novram: ComfyUI's own loading, patched so
+that the CPU is a card with so much memory; on a GPU these tests are skipped. What a second device is needed for (copies
+to it, pinned memory, streams) is not seen here.
 """
 
 from __future__ import annotations
@@ -23,14 +24,12 @@ from ertacache.erta.planner import MIN_CALLS
 from ertacache.erta.profile import Profile
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
-from ertacache.tests.comfy.conftest import wan_weights
+from ertacache.tests.comfy.conftest import only_on_cpu, wan_weights
 from ertacache.tests.comfy.test_samplers import masked
 from ertacache.tests.comfy.test_traps_lifetime import Seen
-from ertacache.tests.comfy.traps import LEVELS, STEPS, cached, codes, empty, error, measure, phrase, render
+from ertacache.tests.comfy.traps import STEPS, cached, codes, empty, error, levels, measure, phrase, render
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 # As in test_models.py: random weights, another seed and prompt than the two recorded ones.
 FACTOR = 2.0
@@ -131,40 +130,40 @@ def watched(model: Any) -> Iterator[Watched]:
             hook.remove()
 
 
-def unsteadiness(base: Any, full: torch.Tensor, **given: Any) -> float:
+def unsteadiness(base: Any, full: torch.Tensor, **inputs: Any) -> float:
     """How far the picture moves with the last digits of its noise: less cannot be asked in a format."""
     import comfy.sample
 
     prepare = comfy.sample.prepare_noise
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comfy.sample, "prepare_noise", lambda *args, **kwargs: prepare(*args, **kwargs) * (1.0 + 1e-5))
-        return error(render(base, **given), full)
+        return error(render(base, **inputs), full)
 
 
-def record(base: Any, level: str, **given: Any) -> Profile:
+def record(base: Any, level: str, **inputs: Any) -> Profile:
     """Two runs of other seeds and prompts. They are to the bit what the model gives by itself."""
     rendered: dict[int, torch.Tensor] = {}
 
     def sample(model: Any, run: int) -> None:
         # The first of what is rendered under a number is the recorded run, the second its perturbed run.
-        rendered.setdefault(run, render(model, seed=40 + run, **{"positive": phrase(10 + run), **given}))
+        rendered.setdefault(run, render(model, seed=40 + run, **{"positive": phrase(10 + run), **inputs}))
 
     found = measure(sample, level, base)
     for run, picture in rendered.items():
-        assert torch.equal(picture, render(base, seed=40 + run, **{"positive": phrase(10 + run), **given}))
+        assert torch.equal(picture, render(base, seed=40 + run, **{"positive": phrase(10 + run), **inputs}))
     return found
 
 
-def assert_it_holds(base: Any, level: str, compute: torch.dtype, **given: Any) -> None:
+def assert_it_holds(base: Any, level: str, compute: torch.dtype, **inputs: Any) -> None:
     """Nothing changes at speed 1 and while recording; at 2x half is computed, and the error is the predicted one."""
     with watched(base) as without:
-        full = render(base, **given)
+        full = render(base, **inputs)
     before = Seen.on(base)
     assert torch.isfinite(full).all() and {*without.stacks, *without.heads} == {compute}
-    assert torch.equal(render(cached(base, speed=1.0, level=level)[0], **given), full)
-    model, reports = cached(base, record(base, level, **given), speed=2.0, level=level)
+    assert torch.equal(render(cached(base, speed=1.0, level=level)[0], **inputs), full)
+    model, reports = cached(base, record(base, level, **inputs), speed=2.0, level=level)
     with watched(base) as seen:
-        result = render(model, **given)
+        result = render(model, **inputs)
     (report,) = reports
     assert report.complete and report.computed == report.reused == STEPS // 2, report.notes
     assert 2 * len(seen.stacks) == len(without.stacks) == len(without.heads) > 0
@@ -172,14 +171,14 @@ def assert_it_holds(base: Any, level: str, compute: torch.dtype, **given: Any) -
     assert {*seen.stacks, *seen.heads} == {compute}, "a part was given another dtype than it computes in"
     assert_kept_in(compute if level == "blocks" else torch.float32, seen, report)
     assert torch.isfinite(result).all()
-    floor = unsteadiness(base, full, **given)
+    floor = unsteadiness(base, full, **inputs)
     assert 0.0 < error(result, full) < FACTOR * (report.predicted_error[0] + floor)
     assert Seen.on(base) == before, "something was left on the model"
-    assert torch.equal(render(base, **given), full)
+    assert torch.equal(render(base, **inputs), full)
 
 
 def assert_kept_in(dtype: torch.dtype, seen: Watched, report: Any) -> None:
-    """Guidance is summed in float32, block stacks answer in what they compute in. The plan says how many are kept."""
+    """Guidance is summed in float32, block stacks return what they compute in. The plan says how many are kept."""
     assert {kind for _, kind, _ in seen.features} == {dtype}
     depth = max(len(coefficients) for coefficients in plan_from_json(report.plan).coefficients)
     assert report.cache_bytes == depth * sum({key: size for key, _, size in seen.features}.values()) > 0
@@ -216,6 +215,7 @@ def short_of_memory(state: str, share: float = 0.0) -> Iterator[Counter[Any]]:
     import comfy.model_management as management
     import comfy.ops
 
+    only_on_cpu("a card's own size decides there how much is loaded, not this share")
     load_models, cast = management.load_models_gpu, comfy.ops.cast_bias_weight
     casts: Counter[Any] = Counter()
 
@@ -370,12 +370,12 @@ def test_a_loras_strength_makes_another_model_and_back_the_same(store, level):
 @pytest.mark.parametrize("steps", [4, 5, 6, 7, 8])
 def test_a_distilled_model_reuses_what_it_says(level, sampler, steps):
     """A LoRA, guidance 1 and few steps."""
-    given = {"sampler_name": sampler, "steps": steps, "cfg": 1.0}
+    inputs = {"sampler_name": sampler, "steps": steps, "cfg": 1.0}
     base = with_lora(load("float32"))
-    model, reports = cached(base, record(base, level, **given), speed=2.0, level=level)
-    full = render(base, **given)
+    model, reports = cached(base, record(base, level, **inputs), speed=2.0, level=level)
+    full = render(base, **inputs)
     with watched(base) as seen:
-        result = render(model, **given)
+        result = render(model, **inputs)
     (report,) = reports
     assert report.calls == steps and report.computed == len(seen.stacks)
     assert f"{report.computed} of {steps} model calls computed, {report.reused} reused" in report.as_text()
@@ -409,9 +409,9 @@ def test_one_model_for_clips_of_every_size_is_as_a_new_one_for_each(level):
     model, reports = cached(base, found, speed=2.0, level=level)
     plain, _ = cached(base, speed=1.0, level=level)
     for changed in CHANGES:
-        alone, told = cached(base, found, speed=2.0, level=level)
+        alone, expected = cached(base, found, speed=2.0, level=level)
         assert torch.equal(render(model, **changed), render(alone, **changed)), changed
         assert torch.equal(render(plain, **changed), render(base, **changed)), changed
-        assert (reports[-1].compute, reports[-1].notes) == (told[-1].compute, told[-1].notes)
+        assert (reports[-1].compute, reports[-1].notes) == (expected[-1].compute, expected[-1].notes)
         steps = changed.get("steps", STEPS)
         assert reports[-1].computed == (steps if steps < MIN_CALLS else round(steps / 2)), reports[-1].notes

@@ -1,4 +1,4 @@
-"""Full size: every configuration runs, what it counts is right, and its arithmetic has known answers."""
+"""Full size: every configuration runs, what it counts is right, and its arithmetic has known results."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ertacache.tests.comfy.conftest import only_on_cpu
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 8
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On a model this small several threads mostly wait for each other, on a busy machine for seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+ON_CPU = "its bytes are those of float32 in main memory"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +40,7 @@ def configs(full_size):
 
 @pytest.fixture(scope="module")
 def study(full_size, configs, tmp_path_factory):
-    """A dry run of all of them, on the CPU."""
+    """A dry run of all of them."""
     made = full_size.command.Study(full_size.configs.DRY, tmp_path_factory.mktemp("full"))
     made.lines = list(full_size.command.measure_all(made, configs, 1000.0))
     return made
@@ -125,9 +122,10 @@ def test_results_are_written_and_say_what_they_are(study, full_size, configs, tm
     results = [study.kept(config) for config in configs]
     full_size.tables.write_results(results, study.facts, study.how, tmp_path)
     report = (tmp_path / "full_size.md").read_text(encoding="utf-8")
-    assert report.startswith("# CPU, dry run; not yet measured on a GPU")
-    for told in (study.facts["torch"], study.facts["comfyui"], "## Speed", "## Recording", "## How it grows"):
-        assert told in report
+    device = "CPU" if study.facts["device"] == "cpu" else study.facts["device"]
+    assert report.startswith(f"# {device}, dry run; docs/measured/gpu.md has full size on a GPU")
+    for part in (study.facts["torch"], study.facts["comfyui"], "## Speed", "## Recording", "## How it grows"):
+        assert part in report
     written = json.loads((tmp_path / "full_size.json").read_text(encoding="utf-8"))
     assert len(written["results"]) == len(configs) and written["facts"] == study.facts
     assert (tmp_path / "full_size.png").stat().st_size > 0
@@ -191,12 +189,14 @@ def test_the_ledger_sees_what_is_held(counted, full_size, model, clip, monkeypat
 
 
 def test_level_blocks_takes_what_is_predicted(counted, full_size, model, clip):
+    only_on_cpu(ON_CPU)
     predicted = full_size.costs.blocks_bytes(clip.tokens, 1, model.size.dim, 4)
     assert counted["blocks"].peak - counted["full"].peak == pytest.approx(predicted, rel=0.05)
 
 
 def test_offloaded_it_takes_nothing_while_the_blocks_run(counted, full_size, model, clip):
     """Main memory counts as apart here, so what is fetched counts as new."""
+    only_on_cpu(ON_CPU)
     feature = 2 * clip.tokens * model.size.dim * 4
     assert counted["blocks offloaded"].peak - counted["full"].peak < 0.01 * feature
     there, apart = (
@@ -209,6 +209,7 @@ def test_offloaded_it_takes_nothing_while_the_blocks_run(counted, full_size, mod
 
 def test_recording_the_blocks_takes_nothing_while_they_run(counted, full_size, model, clip, monkeypatch):
     """Beside the recorder's own samples, which lie in main memory wherever the model is."""
+    only_on_cpu(ON_CPU)
     from ertacache.erta.recorder import Recorder
 
     monkeypatch.setattr(Recorder, "observe", lambda self, i, key, feature: feature)
@@ -216,7 +217,8 @@ def test_recording_the_blocks_takes_nothing_while_they_run(counted, full_size, m
     assert found.peak - counted["full"].peak < 0.01 * clip.tokens * model.size.dim * 4
 
 
-def test_a_recorder_holds_one_latent_per_evaluation_in_ram(counted, full_size, model, clip):
+def test_a_recorder_holds_one_latent_per_call_in_ram(counted, full_size, model, clip):
+    only_on_cpu(ON_CPU)
     # Beside them at most what one model call needs for the moment.
     above = counted["record"].peak - counted["full"].peak
     assert (STEPS - 2) * clip.latent_bytes < above <= (STEPS + 1) * clip.latent_bytes
@@ -258,7 +260,7 @@ def test_no_graph_break_is_added_at_level_output(full_size, monkeypatch):
 # Which steps are computed
 
 
-def test_easycache_computes_what_it_is_told(full_size, model, clip):
+def test_easycache_computes_as_many_steps_as_asked(full_size, model, clip):
     compute = full_size.run.easycache_schedule(STEPS, 4)
     assert sum(compute) == 4 and compute[0] and compute[1]
     watched = full_size.run.run(model, "EasyCache", clip, STEPS, 4)
@@ -266,16 +268,17 @@ def test_easycache_computes_what_it_is_told(full_size, model, clip):
 
 
 @pytest.mark.parametrize("method", ["output", "blocks"])
-def test_ours_computes_what_it_is_told(full_size, model, clip, method):
+def test_ours_computes_as_many_steps_as_asked(full_size, model, clip, method):
     watched = full_size.run.run(model, method, clip, STEPS, 4)
     assert sum(stack > 0.0 for stack in watched.stacks) == 4
-    assert len(watched.steps) == STEPS - 1 and watched.peak is None
+    assert len(watched.steps) == STEPS - 1
+    assert (watched.peak is None) == (model.device.type == "cpu")
 
 
 # Arithmetic
 
 
-def test_a_run_is_told_from_its_steps(full_size):
+def test_a_runs_time_follows_from_its_steps(full_size):
     Costs = full_size.costs.Costs
     full, cached = Costs(fixed=1.0, computed=2.0), Costs(fixed=3.0, computed=2.5, reused=0.5)
     assert full.run_seconds(50, 50) == 101.0  # 1 + 50 * 2
@@ -300,7 +303,7 @@ def run_of(method, laps, kinds, wanted, outside, first=5.0, end=1.0):
     }
 
 
-def test_costs_are_told_from_runs(full_size):
+def test_costs_follow_from_runs(full_size):
     # Full: steps of 2 s of which 0.5 lie outside of the blocks. Blocks: 0.75 outside, and reused steps of 0.25 s. The
     # second is slower for another reason, in the blocks, and that does not count.
     full = run_of("full", [2.0] * 4, [True] * 4, 4, 0.5)
@@ -316,7 +319,7 @@ def test_costs_are_told_from_runs(full_size):
     assert full_size.costs.spread([full]) == 0.0
 
 
-def test_recording_is_told_over_a_whole_run(full_size):
+def test_recording_is_measured_over_a_whole_run(full_size):
     full = full_size.costs.Costs(fixed=0.0, computed=2.0)
     assert full_size.costs.recording_share(full, 0.02, 1.0, 50) == pytest.approx(0.02)  # (50 * 0.02 + 1) / 100
     assert full_size.costs.recording_share(full, -0.02, 1.0, 50) == pytest.approx(0.01)

@@ -15,11 +15,9 @@ import pytest
 import torch
 
 from ertacache.erta.plan_file import plan_from_json
-from ertacache.tests.comfy.traps import LEVELS, STEPS, cached, counted, error, node, phrase, profile, render, smooth
+from ertacache.tests.comfy.traps import STEPS, cached, counted, error, levels, node, phrase, profile, render, smooth
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 NODES: dict[str, Callable[[], Any]] = {
     "RescaleCFG": lambda: node("nodes_model_advanced", "RescaleCFG", smooth(), 0.7),
@@ -98,7 +96,7 @@ def test_loras_for_parts_of_the_picture_and_of_the_run(level):
     assert reports[0].reused > 0
 
 
-def test_guidance_that_remembers_its_last_call_is_called_for_computed_evaluations_only():
+def test_guidance_that_remembers_its_last_call_is_called_for_computed_calls_only():
     """APG's momentum runs over what it is called with; as with fewer steps, it then spans longer ones."""
     calls: list[float] = []
     base = guided("APG with momentum").clone()

@@ -1,4 +1,4 @@
-"""Identity: what tells a model from another, and what does not, on a real ModelPatcher."""
+"""Identity: what distinguishes models, and what does not, on a real ModelPatcher."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def load_in(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True)
 
 
-def test_an_old_comfyui_is_told_in_one_line_which_version_is_needed(tmp_path: Path):
+def test_on_an_old_comfyui_one_line_says_which_version_is_needed(tmp_path: Path):
     """One from before comfy_api, as far as the pack looks."""
     (tmp_path / "folder_paths.py").touch()
     done = load_in(tmp_path)

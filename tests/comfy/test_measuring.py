@@ -120,14 +120,14 @@ def test_where_no_error_response_can_be_measured_there_is_no_perturbed_run(wan, 
     assert not any(table.has_error_response for table in found.tables)
 
 
-def test_a_run_that_cannot_be_recorded_is_told_with_the_reason(wan, sample):
+def test_a_run_that_cannot_be_recorded_is_refused_with_the_reason(wan, sample):
     from ertacache.comfy_erta.measuring import ProfileIncomplete
 
     with pytest.raises(ProfileIncomplete, match=r"^0 of 2 runs were measured\. .*euler_cfg_pp"):
         measured(wan, sample, sampler_name="euler_cfg_pp")
 
 
-def test_a_later_run_that_cannot_be_recorded_is_told_by_how_many_were(wan, sample):
+def test_a_later_run_that_cannot_be_recorded_is_refused_with_how_many_were(wan, sample):
     """The second run, after the perturbed run, with another sampler than the first."""
     from ertacache.comfy_erta.measuring import ProfileIncomplete, measure_profile
 
@@ -157,10 +157,10 @@ def test_a_perturbed_run_that_goes_elsewhere_measures_nothing_and_says_so(wan, s
 def nodes_profile(wan, conds, name="kept", **changed):
     """What ERTA Profile gives out; its latent is 12 steps of seed 20."""
     node = importlib.import_module("ertacache.nodes.profiling").ERTAProfile
-    given = {"seed": 20, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    inputs = {"seed": 20, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     latent = {"samples": torch.zeros(1, 16, 2, 4, 4)}
     links = {"positive": conds[0], "negative": conds[1], "latent_image": latent}
-    return node.execute(wan, runs=2, name=name, **{**given, **links, **changed})
+    return node.execute(wan, runs=2, name=name, **{**inputs, **links, **changed})
 
 
 @pytest.fixture
@@ -172,11 +172,11 @@ def kept_here(store, monkeypatch):
 
 def test_the_node_gives_out_the_first_full_render_and_keeps_the_error_response(wan, sample, conds, profile, kept_here):
     output = nodes_profile(wan, conds)
-    given, latent = output.result
+    found, latent = output.result
     assert torch.equal(latent["samples"], sample(seed=20))
     assert kept_here.names() == ["kept"]
     kept = kept_here.load("kept")
-    assert digest(kept) == digest(given) == digest(profile)
+    assert digest(kept) == digest(found) == digest(profile)
     assert [table.has_error_response for table in kept.tables] == [True, False]
     assert np.array_equal(kept.tables[0].deviation, profile.tables[0].deviation)
     said = [note["code"] for note in output.ui["erta"][0]["notes"]]
@@ -191,7 +191,7 @@ def test_the_node_says_where_no_error_response_was_measured(wan, conds, kept_her
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"sampler_name": "dpm_adaptive"}, "depends on the model's outputs.*Choose a sampler .* such as euler"),
         ({"steps": 1}, "only one model call.*2 steps or more"),
@@ -199,10 +199,10 @@ def test_the_node_says_where_no_error_response_was_measured(wan, conds, kept_her
     ],
     ids=["sampler", "one step", "no step"],
 )
-def test_the_node_keeps_nothing_of_runs_that_cannot_be_recorded(wan, conds, kept_here, changed, told):
+def test_the_node_keeps_nothing_of_runs_that_cannot_be_recorded(wan, conds, kept_here, changed, message):
     from ertacache.comfy_erta.measuring import ProfileIncomplete
 
-    with pytest.raises(ProfileIncomplete, match=rf"^0 of 2 runs were measured\. .*{told}"):
+    with pytest.raises(ProfileIncomplete, match=rf"^0 of 2 runs were measured\. .*{message}"):
         nodes_profile(wan, conds, **changed)
     assert not kept_here.names()
 
@@ -249,7 +249,7 @@ def followed(wan, sample, store, profile, seed=20, **more):
     return reports[0]
 
 
-def test_a_run_like_the_profiled_ones_costs_no_evaluation_on_top(wan, sample, store, profile):
+def test_a_run_like_the_profiled_ones_costs_no_call_on_top(wan, sample, store, profile):
     for seed in (20, 21):
         report = followed(wan, sample, store, profile, seed)
         assert report.computed == STEPS // 2
@@ -259,7 +259,7 @@ def test_a_run_like_the_profiled_ones_costs_no_evaluation_on_top(wan, sample, st
 def test_a_run_unlike_them_is_computed_more_with_one_line(wan, sample, store, profile):
     """Unlike by what the plan expects: next to nothing."""
     plan = plan_from_json(followed(wan, sample, store, profile).plan)
-    wary = replace(plan, residual_limits=tuple(1e-6 * miss for miss in plan.residual_limits))
+    wary = replace(plan, residual_limits=tuple(1e-6 * limit for limit in plan.residual_limits))
     report = followed(wan, sample, store, profile, carried=plan_to_json(wary))
     assert report.computed > plan.computed
     assert len(unlike(report)) == 1
@@ -267,7 +267,7 @@ def test_a_run_unlike_them_is_computed_more_with_one_line(wan, sample, store, pr
 
 
 def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(wan, sample, store, profile):
-    """On random weights, which answer errors differently from any trained model."""
+    """On random weights, whose error response is unlike any trained model's."""
     from ertacache.comfy_erta.caching import Caching
     from ertacache.comfy_erta.run import attach
 
@@ -312,10 +312,13 @@ def test_a_part_of_the_elements_plans_as_well_as_all(comfy_pack, monkeypatch, le
         errors = [error(render_trained(patched, prompt, steps=steps), full[prompt]) for prompt in prompts]
         return known.tables[0].elements, max(errors), reports[0].predicted_error[0]
 
-    (every, error_all, told_all), (part, error_part, told_part) = planned_from(recorder.SAMPLE), planned_from(2**9)
+    (every, error_all, predicted_all), (part, error_part, predicted_part) = (
+        planned_from(recorder.SAMPLE),
+        planned_from(2**9),
+    )
     assert part < every / 10
     assert error_part < 1.25 * error_all
-    assert told_all / 1.5 < told_part < 1.5 * told_all
+    assert predicted_all / 1.5 < predicted_part < 1.5 * predicted_all
 
 
 @pytest.mark.parametrize("prompt", [0, 1])

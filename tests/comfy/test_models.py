@@ -167,7 +167,7 @@ def test_blocks_level_works_or_says_why_not(case: Case, store: Any) -> None:
     assert 2 * len(computed) == 2 * len(completed) == len(entered) > 0
     assert reports[0].complete and reports[0].reused == STEPS // 2, reports[0].notes
     predicted, _ = reports[0].predicted_error
-    # One sided: at this level nothing has measured how the model answers to errors, and the bound is a careful one.
+    # One sided: at this level no error response was measured, and the bound is a conservative one.
     assert 0.0 < case.error(result) < predicted * FACTOR
     if case.tiny.controls:
         assert_steered(case, model, result)
@@ -244,9 +244,9 @@ def test_frames_kept_by_a_mask_have_a_timestep_of_their_own(case: Case, store: A
     timesteps = seen[0][1]
     assert timesteps.shape[1] > 1 and len(timesteps[0].unique()) == 2 and timesteps.min() == 0.0
     assert reports[0].reused == STEPS // 2
-    given = case.flat(case.tiny.empty_latent()["samples"]).reshape(case.tiny.latent)
+    start = case.flat(case.tiny.empty_latent()["samples"]).reshape(case.tiny.latent)
     kept = result.reshape(case.tiny.latent)[:, :, : case.tiny.kept]
-    torch.testing.assert_close(kept, given[:, :, : case.tiny.kept], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kept, start[:, :, : case.tiny.kept], rtol=1e-4, atol=1e-4)
 
 
 def render_in_two(stages: tuple[Any, Any], seed: int) -> torch.Tensor:

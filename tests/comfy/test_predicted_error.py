@@ -83,7 +83,7 @@ def record(response: ImpulseResponse) -> Profile:
 
 
 def run_sampler(wan: Any, name: str, schedule: np.ndarray, d_at: Callable[[int], torch.Tensor]) -> np.ndarray:
-    """(RUNS, 40) last latent of ComfyUI's sampler function, whose model answers with ``d_at`` of its n-th call."""
+    """(RUNS, 40) last latent of ComfyUI's sampler function, whose n-th model call returns ``d_at(n)``."""
     import comfy.samplers
 
     from ertacache.comfy_erta.probing import _ProbedModel
@@ -103,7 +103,7 @@ def run_sampler(wan: Any, name: str, schedule: np.ndarray, d_at: Callable[[int],
     return last.numpy().reshape(RUNS, ELEMENTS)
 
 
-def missed(wan: Any, name: str, schedule: np.ndarray, plan: Plan, features: torch.Tensor) -> np.ndarray:
+def final_errors(wan: Any, name: str, schedule: np.ndarray, plan: Plan, features: torch.Tensor) -> np.ndarray:
     """Recorded minus followed: what the latent lacks at the end of a run that follows the plan."""
     replay = Replay(plan)
     reused = 0
@@ -120,8 +120,8 @@ def missed(wan: Any, name: str, schedule: np.ndarray, plan: Plan, features: torc
     return recorded - followed
 
 
-def unanswered(plan: Plan, response: ImpulseResponse, profile: Profile) -> tuple[Plan, np.ndarray]:
-    """The plan with what suits a model that gives what was recorded wherever it is asked, and (RUNS,) RMS errors."""
+def without_response(plan: Plan, response: ImpulseResponse, profile: Profile) -> tuple[Plan, np.ndarray]:
+    """The plan fitted to a model that returns what was recorded at any latent, and (RUNS,) RMS errors."""
     grams = profile_grams(profile)
     nothing = np.zeros(response.calls)
     simulation = Simulation(
@@ -145,10 +145,10 @@ def test_predicted_error_is_that_of_the_sampler_itself(
     profile = record(response)
     settings = Settings(2.5, predictor=predictor, corrector=corrector)
     plan = solve(Problem(schedule, respond, profile, edges=(0.93,)), settings)
-    plan, predicted = unanswered(plan, response, profile)
+    plan, predicted = without_response(plan, response, profile)
     assert plan.computed < plan.calls
     assert any(plan.corrections) == corrector
-    found = missed(wan, name, schedule, plan, features_at(response.sigmas))
+    found = final_errors(wan, name, schedule, plan, features_at(response.sigmas))
     np.testing.assert_allclose(np.sqrt(np.mean(found**2, axis=1)), predicted, rtol=1e-6)
 
 
@@ -165,11 +165,11 @@ def test_corrector_lowers_the_real_error_of_the_built_in_plan(
     left = {}
     for corrector in (False, True):
         plan = solve(Problem(schedule, respond, None), Settings(2.0, corrector=corrector))
-        left[corrector] = np.linalg.norm(missed(wan, name, schedule, plan, features))
+        left[corrector] = np.linalg.norm(final_errors(wan, name, schedule, plan, features))
     assert left[True] < 0.5 * left[False]
 
 
-def test_plan_that_computes_all_misses_nothing(wan: Any, respond_with: Known, schedule: np.ndarray) -> None:
+def test_plan_that_computes_all_leaves_no_error(wan: Any, respond_with: Known, schedule: np.ndarray) -> None:
     respond = respond_with("dpmpp_2m")
     plan = solve(Problem(schedule, respond, None), Settings(1.0))
-    assert not missed(wan, "dpmpp_2m", schedule, plan, features_at(respond(schedule).sigmas)).any()
+    assert not final_errors(wan, "dpmpp_2m", schedule, plan, features_at(respond(schedule).sigmas)).any()

@@ -31,7 +31,7 @@ def sampler_names():
 
 
 @pytest.mark.parametrize("name", sampler_names())
-def test_response_foresees_every_evaluation(wan, sample, name):
+def test_response_foresees_every_call(wan, sample, name):
     """Number of calls and their sigmas, as a real run makes them."""
     from ertacache.comfy_erta.run import attach
 

@@ -16,13 +16,13 @@ import torch
 
 from ertacache.erta.planner import MIN_CALLS
 from ertacache.tests.comfy.traps import (
-    LEVELS,
     STEPS,
     cached,
     cfg_guider,
     codes,
     empty,
     error,
+    levels,
     node,
     phrase,
     profile,
@@ -32,8 +32,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 TABLE = Path(__file__).parents[2] / "docs" / "compatibility" / "samplers.md"
 HEADING = f"""# Samplers
@@ -75,11 +73,11 @@ def outcome(name: str) -> tuple[str, str, str]:
     if report.reused:
         # Fresh noise is the same with and without, but what it is added to is not.
         assert report.complete and error(result, full) < (0.5 if name in AMPLIFYING else 0.15)
-        told = "reused; it amplifies errors, so it wants less speed" if name in AMPLIFYING else "reused"
-        return str(report.calls), str(report.computed), told
+        what = "reused; it amplifies errors, so it wants less speed" if name in AMPLIFYING else "reused"
+        return str(report.calls), str(report.computed), what
     assert torch.equal(result, full)
     (note,) = report.notes
-    return "–", "all", next((told for part, told in WHY.items() if part in note.text), note.text)
+    return "–", "all", next((text for part, text in WHY.items() if part in note.text), note.text)
 
 
 def row(name: str) -> str:
@@ -118,8 +116,8 @@ def test_every_scheduler_is_tried():
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "uni_pc"])
 def test_every_scheduler_is_reused(sampler, scheduler):
     model, reports = cached(speed=2.0)
-    given = {"sampler_name": sampler, "scheduler": scheduler}
-    found = error(render(model, **given), render(**given))
+    inputs = {"sampler_name": sampler, "scheduler": scheduler}
+    found = error(render(model, **inputs), render(**inputs))
     assert reports[0].reused and reports[0].complete
     assert found < 0.15
 
@@ -230,8 +228,8 @@ def test_from_1_to_100_steps(steps):
 def test_settings_of_few_step_loras(sampler, steps):
     """Guidance 1 and 4 or 8 steps: 4 are passed through with a line, 8 gain something, and both are right."""
     model, reports = cached(speed=1.5)
-    given = {"sampler_name": sampler, "steps": steps, "cfg": 1.0, "scheduler": "sgm_uniform"}
-    found = error(render(model, **given), render(**given))
+    inputs = {"sampler_name": sampler, "steps": steps, "cfg": 1.0, "scheduler": "sgm_uniform"}
+    found = error(render(model, **inputs), render(**inputs))
     (report,) = reports
     if report.calls < MIN_CALLS:
         assert found == 0.0 and "too_few_calls" in codes(report)
@@ -252,8 +250,8 @@ def masked(frames: int = 2) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("denoise", [1.0, 0.5])
 def test_inpainting_keeps_what_the_mask_protects(level, sampler, denoise):
     model, reports = cached(speed=2.0, level=level)
-    given = {"latent": masked(), "sampler_name": sampler, "denoise": denoise}
-    result, full = render(model, **given), render(**given)
+    inputs = {"latent": masked(), "sampler_name": sampler, "denoise": denoise}
+    result, full = render(model, **inputs), render(**inputs)
     assert reports[0].reused and reports[0].complete
     assert error(result, full) < 0.1
     assert (result - masked()["samples"])[..., :4].abs().max() < 1e-4
@@ -271,7 +269,7 @@ def test_differential_diffusion_is_right(level):
 
 
 def test_a_sampler_that_gets_along_with_no_unconditional_prediction_is_seen(monkeypatch):
-    """One of the cfg_pp samplers starts from a zero for it, so that its answer looks linear: the error was 21."""
+    """One of the cfg_pp samplers starts from a zero for it, so that its result looks linear: the error was 21."""
     from ertacache.comfy_erta import probing
 
     monkeypatch.setattr(probing._ProbedModel, "__call__", lambda self, x, sigma, **kwargs: self._denoise(x, sigma))

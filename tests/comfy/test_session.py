@@ -91,7 +91,7 @@ def test_speed_one_and_recording_are_bit_identical(comfy_pack, sample, store, re
 
 @pytest.mark.parametrize("level", ["output", "blocks"])
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "dpmpp_2m_sde"])
-def test_reused_evaluations_do_not_reach_the_model(wan, sample, store, recorded, level, sampler):
+def test_reused_calls_do_not_reach_the_model(wan, sample, store, recorded, level, sampler):
     reference = sample(sampler_name=sampler)
     profile = recorded(level, sampler_name=sampler)
     model, reports = cached(wan, store, Settings(speed=2.0, level=level), profile)
@@ -241,15 +241,15 @@ def test_a_carried_plan_renders_the_same_where_the_profile_is_missing(wan, sampl
     first = sample(model)
     assert plan_from_json(reports[0].plan).computed == STEPS // 2
     elsewhere = Store(tmp_path / "empty")
-    again, told = cached(wan, elsewhere, Settings(speed=2.0), carried=reports[0].plan)
+    again, found = cached(wan, elsewhere, Settings(speed=2.0), carried=reports[0].plan)
     assert torch.equal(sample(again), first)
-    assert "carried" in codes(told[0])
-    other, told = cached(wan, elsewhere, Settings(speed=1.5), carried=reports[0].plan, without_profile="built-in plan")
+    assert "carried" in codes(found[0])
+    other, found = cached(wan, elsewhere, Settings(speed=1.5), carried=reports[0].plan, without_profile="built-in plan")
     sample(other)
-    assert told[0].computed == round(STEPS / 1.5), "a turned knob beats the carried plan"
-    shifted, told = cached(wan, elsewhere, Settings(speed=2.0), carried="{not json", without_profile="built-in plan")
+    assert found[0].computed == round(STEPS / 1.5), "a turned knob beats the carried plan"
+    shifted, found = cached(wan, elsewhere, Settings(speed=2.0), carried="{not json", without_profile="built-in plan")
     sample(shifted)
-    assert "carried_refused" in codes(told[0])
+    assert "carried_refused" in codes(found[0])
 
 
 def test_other_models_lora_refuses_a_connected_profile(wan, sample, store, recorded):
@@ -377,7 +377,7 @@ def test_running_twice_with_one_model_gives_one_picture(wan, sample, store, reco
     assert [r.computed for r in reports] == [STEPS // 2] * 2
 
 
-def test_first_evaluation_behind_a_range_edge_is_computed(wan, sample, conds, store, recorded):
+def test_first_call_behind_a_range_edge_is_computed(wan, sample, conds, store, recorded):
     import node_helpers
 
     early = node_helpers.conditioning_set_values(conds[0], {"start_percent": 0.0, "end_percent": 0.5})
@@ -414,8 +414,8 @@ def test_inpainting_and_partial_denoise_reuse(wan, sample, store, recorded):
     latent = {"samples": torch.randn(1, 16, 2, 4, 4), "noise_mask": torch.zeros(1, 1, 4, 4)}
     latent["noise_mask"][..., 2:] = 1.0
     model, reports = cached(wan, store, Settings(speed=1.5), recorded())
-    given = {"latent": latent, "denoise": 0.6}
-    result, reference = sample(model, **given), sample(**given)
+    inputs = {"latent": latent, "denoise": 0.6}
+    result, reference = sample(model, **inputs), sample(**inputs)
     assert reports[0].reused > 0
     assert error(result, reference) < 0.25
     kept = (result - latent["samples"])[..., :2].abs().max()
@@ -440,7 +440,7 @@ def test_paper_mode_adjusts_the_sigmas_and_ends_at_zero(wan, sample, store, reco
     assert error(result, sample()) < 0.5
 
 
-def test_no_host_synchronisation_on_a_reused_evaluation(wan, sample, store, recorded):
+def test_no_host_synchronisation_on_a_reused_call(wan, sample, store, recorded):
     """Under a mode that refuses to read a scalar from a tensor; computed model calls are outside of it."""
     from comfy.patcher_extension import WrappersMP
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -10,13 +10,13 @@ import torch
 
 from ertacache.erta.plan_file import plan_from_json
 from ertacache.tests.comfy.traps import (
-    LEVELS,
     STEPS,
     cached,
     cfg_guider,
     codes,
     counted,
     error,
+    levels,
     node,
     profile,
     render,
@@ -27,13 +27,11 @@ from ertacache.tests.comfy.traps import (
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
 
-levels = pytest.mark.parametrize("level", LEVELS)
+
+# T13: samplers with more than one model call per step
 
 
-# T13: samplers that evaluate more than once per step
-
-
-def assert_evaluations_are_what_the_model_was_asked(level: str, sampler: str) -> None:
+def assert_calls_are_those_the_model_got(level: str, sampler: str) -> None:
     asked: list[float] = []
 
     def note(executor: Any, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -58,8 +56,8 @@ TWICE = ("heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde", "uni_pc", "heunpp2"
 
 @levels
 @pytest.mark.parametrize("sampler", TWICE)
-def test_t13_every_evaluation_is_foreseen_and_counted(level, sampler):
-    assert_evaluations_are_what_the_model_was_asked(level, sampler)
+def test_t13_every_call_is_foreseen_and_counted(level, sampler):
+    assert_calls_are_those_the_model_got(level, sampler)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_sde"])
@@ -69,7 +67,7 @@ def test_t13_counting_steps_is_seen(monkeypatch, sampler):
 
     monkeypatch.setattr(module, "sampler_response", lambda sampler, schedule, model: euler_response(schedule))
     with pytest.raises(AssertionError, match="another number"):
-        assert_evaluations_are_what_the_model_was_asked("output", sampler)
+        assert_calls_are_those_the_model_got("output", sampler)
 
 
 # T14: sigmas that occur twice, rise, or are few
@@ -182,6 +180,6 @@ def test_t14_split_sigmas_are_two_runs_of_their_own(level):
 def test_t14_a_part_of_the_run_is_right(level, denoise):
     model, reports = cached(smooth(), profile(level), speed=2.0, level=level)
     latent = {"samples": torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(2))}
-    given = {"latent": latent, "denoise": denoise}
-    assert error(render(model, **given), render(**given)) < 0.1
+    inputs = {"latent": latent, "denoise": denoise}
+    assert error(render(model, **inputs), render(**inputs)) < 0.1
     assert reports[0].calls == STEPS and reports[0].reused > 0

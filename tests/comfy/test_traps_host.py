@@ -24,6 +24,7 @@ from ertacache.tests.comfy.traps import (
     codes,
     counted,
     error,
+    levels,
     measure,
     node,
     profile,
@@ -34,8 +35,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 
 # T21: patches on the attention
@@ -255,9 +254,9 @@ def test_t23_output_level_adds_no_graph_break_no_frame_and_no_recompile():
     assert plain["frames"]["ok"] > 0
     before, reports = cached(compiled(small), speed=2.0)
     assert graphs(before)[0] == plain
-    after, told = cached(small, speed=2.0)
+    after, others = cached(small, speed=2.0)
     assert graphs(compiled(after))[0] == plain
-    assert [report.computed for report in (*reports, *told)] == [STEPS // 2] * 4
+    assert [report.computed for report in (*reports, *others)] == [STEPS // 2] * 4
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -268,13 +267,13 @@ def test_t23_blocks_level_follows_its_plan_in_a_compiled_model():
     settings = {"speed": 2.0, "level": "blocks"}
     expected = render(cached(small, known, **settings)[0])
     before, reports = cached(compiled(small), known, **settings)
-    after, told = cached(small, known, **settings)
+    after, others = cached(small, known, **settings)
     for model in (before, compiled(after)):
         (once, first), (twice, both) = graphs(model, 1), graphs(model, 2)
         assert all(error(result, expected) < 1e-5 for result in (*first, *both))
         assert once["frames"] == twice["frames"] and once["breaks"] == twice["breaks"]
         assert once["breaks"] < 10, "and the number of blocks does not add to them"
-    for report in (*reports, *told):
+    for report in (*reports, *others):
         assert report.computed == STEPS // 2 and report.reused == STEPS // 2, report.notes
 
 
@@ -327,7 +326,7 @@ def assert_nothing_is_waited_for() -> None:
     assert reports[1].reused == STEPS // 2
 
 
-def test_t24_a_reused_evaluation_reads_no_number():
+def test_t24_a_reused_call_reads_no_number():
     assert_nothing_is_waited_for()
 
 

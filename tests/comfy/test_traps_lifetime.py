@@ -19,11 +19,11 @@ import torch
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.traps import (
-    LEVELS,
     STEPS,
     cached,
     cfg_guider,
     empty,
+    levels,
     phrase,
     profile,
     render,
@@ -33,8 +33,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 
 class Failure(RuntimeError):
@@ -72,7 +70,7 @@ def stopping(model: Any, at: int, failure: BaseException, kind: str = "predict_n
 
 @dataclass(frozen=True)
 class Seen:
-    """What can be told of a model from outside: each module's attributes and functions, and the patcher's own."""
+    """What can be seen of a model from outside: each module's attributes and functions, and the patcher's own."""
 
     modules: dict[str, dict[str, int]]
     patcher: dict[str, Any]
@@ -149,9 +147,9 @@ def test_t15_two_runs_in_a_row_are_as_two_fresh_ones(level):
     )
     model, reports = cached(None, profile(level), speed=2.0, level=level)
     for changed in changes:
-        alone, told = cached(None, profile(level), speed=2.0, level=level)
+        alone, expected = cached(None, profile(level), speed=2.0, level=level)
         assert torch.equal(render(model, **changed), render(alone, **changed)), changed
-        assert reports[-1].compute == told[-1].compute
+        assert reports[-1].compute == expected[-1].compute
     assert all(report.reused for report in reports)
 
 
@@ -276,7 +274,7 @@ def assert_it_arrives(level: str, ending: str, at: int, store: Any, known: Any =
 
 @levels
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_t19_what_is_raised_at_any_evaluation_arrives(store, level, ending):
+def test_t19_what_is_raised_at_any_call_arrives(store, level, ending):
     for at in range(STEPS) if ending == "cancel" else (0, 5, STEPS - 1):
         assert_it_arrives(level, ending, at, store, profile(level))
         assert_it_arrives(level, ending, at, store)

@@ -14,21 +14,19 @@ from ertacache.erta.plan_file import plan_from_json
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
 from ertacache.tests.comfy.traps import (
-    LEVELS,
     STEPS,
     cached,
     codes,
     counted,
     error,
     follow,
+    levels,
     render_trained,
     trained,
     wrapped,
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 
 # T1: in-place arithmetic on tensors of others
@@ -237,12 +235,12 @@ def test_t03_an_entry_that_is_lost_on_the_way_is_computed(wan, sample, level):
 @levels
 def test_t03_a_range_that_starts_late_begins_computed(wan, sample, level):
     model, reports = cached(wan, speed=2.0, level=level)
-    given = {"start_step": 4, "last_step": STEPS, "force_full_denoise": True}
-    result = sample(model, **given)
+    inputs = {"start_step": 4, "last_step": STEPS, "force_full_denoise": True}
+    result = sample(model, **inputs)
     assert reports[0].calls == STEPS - 4
     assert reports[0].compute[0] == "1"
     assert reports[0].computed == (STEPS - 4) // 2
-    assert error(result, sample(**given)) < 0.25
+    assert error(result, sample(**inputs)) < 0.25
 
 
 def test_t03_a_missing_entry_taken_as_zero_is_seen(wan, sample, monkeypatch):

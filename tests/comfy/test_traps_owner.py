@@ -16,7 +16,6 @@ from ertacache.erta.plan_file import plan_from_json
 from ertacache.tests.comfy import traps
 from ertacache.tests.comfy.traps import (
     GUIDANCE,
-    LEVELS,
     STEPS,
     cached,
     cfg_guider,
@@ -24,6 +23,7 @@ from ertacache.tests.comfy.traps import (
     counted,
     error,
     kept_apart,
+    levels,
     node,
     phrase,
     profile,
@@ -33,8 +33,6 @@ from ertacache.tests.comfy.traps import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
-
-levels = pytest.mark.parametrize("level", LEVELS)
 
 SPEED = 2.0
 
@@ -94,7 +92,7 @@ def test_t08_split_guidance_gives_the_plan_and_the_picture_of_batched_guidance(w
     assert_split_is_batched(wan, sample, level)
 
 
-def test_t08_residuals_told_apart_by_their_place_in_the_batch_are_seen(wan, sample, monkeypatch):
+def test_t08_residuals_kept_by_their_place_in_the_batch_are_seen(wan, sample, monkeypatch):
     from ertacache.comfy_erta import blocks as module
 
     forward = module.BlocksLevel.forward
@@ -181,7 +179,7 @@ def test_t09_more_conds_than_two_in_separate_calls(monkeypatch, positive):
     assert_as_good_as_a_single_cond("blocks", smooth(), full, lambda model: render(model, positive=positive()))
 
 
-def test_t09_conds_told_apart_as_positive_and_negative_only_are_seen(monkeypatch):
+def test_t09_conds_kept_as_positive_and_negative_only_are_seen(monkeypatch):
     from ertacache.comfy_erta import blocks as module
 
     forward = module.BlocksLevel.forward
@@ -288,7 +286,7 @@ def assert_the_edge_is_computed(level: str, positive: Callable[[], Any]) -> None
 
 @levels
 @pytest.mark.parametrize("positive", [by_ranges, by_control, by_hooks])
-def test_t10_first_evaluation_behind_an_edge_is_computed(level, positive):
+def test_t10_first_call_behind_an_edge_is_computed(level, positive):
     assert_the_edge_is_computed(level, positive)
 
 
@@ -410,7 +408,7 @@ def test_t11_hidden_edges_that_are_not_looked_for_are_seen(monkeypatch, ranged):
 
 
 def test_t11_an_edge_that_nobody_can_find_is_noticed_on_the_way(monkeypatch):
-    """What the computed model calls tell is then all there is to go by: the skipped interval after the next one is
+    """Then only the residuals of the computed model calls show it: the skipped interval after the next one is
     computed.
     """
     from ertacache.comfy_erta import run as module

@@ -30,7 +30,7 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 SYNTAX = re.compile(r"[{}@|$%]")
 BRACES = re.compile(r"\{(\w+)\}")  # a value's place in a note or in a text of the panel
 # Names and units that stay as they are in Chinese.
-ALIKE = {"PSNR", "SSIM", "Sigmas", "Latent", "CFG"}
+SAME = {"PSNR", "SSIM", "Sigmas", "Latent", "CFG"}
 
 
 def read(language: str, name: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_chinese_has_exactly_what_english_has(name: str):
     english, chinese = dict(texts(read("en", name))), dict(texts(read("zh", name)))
     assert list(chinese) == list(english), "the same keys in the same order"
     for path, text in chinese.items():
-        assert CHINESE.search(text) or text in ALIKE or text == "ERTACache", f"{path}: {text!r} is not translated"
+        assert CHINESE.search(text) or text in SAME or text == "ERTACache", f"{path}: {text!r} is not translated"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from ertacache.erta.plan import Plan
@@ -23,6 +24,7 @@ from ertacache.erta.settings import Settings
 STEPS, GUIDANCE = 12, 5.0
 
 LEVELS = ("output", "blocks")
+levels = pytest.mark.parametrize("level", LEVELS)
 
 Conditioning = list[list[Any]]
 Reports = list[Any]
@@ -85,7 +87,7 @@ def render(model: Any = None, **changed: Any) -> torch.Tensor:
     """The final latent by way of ComfyUI's common_ksampler; with the smooth model where none is given."""
     import nodes
 
-    given = {
+    inputs = {
         "seed": 5,
         "steps": STEPS,
         "cfg": GUIDANCE,
@@ -96,14 +98,14 @@ def render(model: Any = None, **changed: Any) -> torch.Tensor:
         "latent": empty(),
         **changed,
     }
-    result: torch.Tensor = nodes.common_ksampler(smooth() if model is None else model, **given)[0]["samples"]
+    result: torch.Tensor = nodes.common_ksampler(smooth() if model is None else model, **inputs)[0]["samples"]
     return result
 
 
 def render_trained(model: Any, prompt: int = 0, **changed: Any) -> torch.Tensor:
     """The trained model's kind of picture."""
-    given = {"positive": words(prompt), "negative": words(-1), "latent": empty(frames=5), **changed}
-    return render(model, **given)
+    inputs = {"positive": words(prompt), "negative": words(-1), "latent": empty(frames=5), **changed}
+    return render(model, **inputs)
 
 
 def node(module: str, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -29,6 +29,7 @@ from ertacache.erta.profile import Profile
 from ertacache.erta.profile_file import from_bytes
 from ertacache.erta.response import ImpulseResponse
 from ertacache.erta.settings import Settings
+from ertacache.tests.core.made import flow
 
 FOLDER = Path(__file__).parent / "corpus"
 RESULTS = FOLDER / "plans.json"
@@ -53,11 +54,6 @@ class Case:
         preset = "preset" if "preset" in self.settings else ""
         edges = f"edges={self.edges}" if self.edges else ""
         return ", ".join(filter(None, [self.profile or "no profile", self.run, chosen, preset, edges]))
-
-
-def flow(steps: int, shift: float) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
 
 
 @functools.cache
@@ -86,7 +82,7 @@ def run_named(name: str) -> tuple[np.ndarray, Any]:
         return flow(int(words[1]), float(words[3])), euler_response
     if name == "euler":
         return stored()["schedule 20"], euler_response
-    matrix, sigmas = stored()[f"{name} 20 influence"], stored()[f"{name} 20 sigmas"]
+    matrix, sigmas = stored()[f"{name} 20 response"], stored()[f"{name} 20 sigmas"]
     return stored()["schedule 20"], lambda schedule: ImpulseResponse(sigmas, matrix, name in STOCHASTIC)
 
 

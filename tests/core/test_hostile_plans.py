@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,30 +22,17 @@ from ertacache.erta.plan import Plan
 from ertacache.erta.plan_file import MAX_CHARACTERS, PlanError, plan_from_json, plan_to_json
 from ertacache.erta.planner import euler_response, solve
 from ertacache.erta.problem import Problem
-from ertacache.erta.profile import Measured, Profile
-from ertacache.erta.recorder import Recorder
+from ertacache.erta.profile import Measured
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
+from ertacache.tests.core.made import flow, recorded
 
 MUTATED, PARTS = 10_000, 5
 LIMIT = 64 * 2**20
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 14, 6.0, (1, 4), "output", "1", "1")
-SCHEDULE = 8.0 * np.linspace(1.0, 0.0, 15) / (1.0 + 7.0 * np.linspace(1.0, 0.0, 15))
-
-
-def recorded() -> Profile:
-    rng, tables = np.random.default_rng(0), []
-    for run in range(2):
-        a, b, c = rng.normal(size=(3, 30))
-        recorder = Recorder(SCHEDULE[:-1])
-        for i, sigma in enumerate(SCHEDULE[:-1]):
-            recorder.observe(i, "guided", torch.from_numpy(a + b * sigma + c * np.sin(4 * sigma)))
-        tables += recorder.tables(run, 1.0)
-    return Profile(MEASURED, tuple(tables))
-
-
-WISHES = (
+SCHEDULE = flow(14)
+SETTINGS = (
     Settings(2.5),
     Settings(2.0, timesteps=True),
     Settings(2.0, mode="paper"),
@@ -56,8 +42,8 @@ WISHES = (
 )
 PLANS = [
     replace(solve(Problem(SCHEDULE, euler_response, profile, edges), settings), model="ab" * 32)
-    for settings in WISHES
-    for profile, edges in ((recorded(), (0.83,)), (None, ()))
+    for settings in SETTINGS
+    for profile, edges in ((recorded(MEASURED, SCHEDULE[:-1], runs=2), (0.83,)), (None, ()))
 ]
 TEXTS = [plan_to_json(plan) for plan in PLANS]
 
@@ -177,7 +163,7 @@ def outcome(text: str) -> str:
     except PlanError as error:
         named = re.match(r"plan field ([\w.]+): |(plan): is not JSON|(settings): (\w+) is ", str(error))
         assert named and len(str(error)) < 500, error
-        str(error).encode()  # to be told in a log and in JSON
+        str(error).encode()  # to go into a log and into JSON
         return next(filter(None, named.groups()))
     assert plan_from_json(plan_to_json(plan)) == plan
     run(plan)
@@ -213,7 +199,7 @@ def test_any_json_in_a_field_is_refused_or_runs(name: str, value: object) -> Non
 
 @settings(max_examples=150, deadline=None)
 @given(name=st.sampled_from(sorted(json.loads(TEXTS[0])["settings"])), value=json_values)
-def test_any_json_in_the_wish_is_refused_or_runs(name: str, value: object) -> None:
+def test_any_json_in_the_settings_is_refused_or_runs(name: str, value: object) -> None:
     content = json.loads(TEXTS[0])
     content["settings"][name] = value
     outcome(json.dumps(content))
@@ -251,7 +237,7 @@ def test_an_offset_on_a_line_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [999.0, -999.0])
-def test_a_correction_beyond_its_gap_is_refused(size: float) -> None:
+def test_a_correction_beyond_its_interval_is_refused(size: float) -> None:
     with pytest.raises(PlanError, match=f"corrections: holds {size:g} for call {CORRECTED}"):
         plan_from_json(altered(PLANNED, "corrections", CORRECTED, size))
 

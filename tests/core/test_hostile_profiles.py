@@ -31,9 +31,9 @@ from ertacache.erta.planner import error_curve, euler_response, solve
 from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Measured, Profile, ProfileError, Table
 from ertacache.erta.profile_file import MAX_ERROR_RESPONSE, MAX_FEATURE, digest, from_bytes, read_header, to_bytes
-from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
+from ertacache.tests.core.made import flow, recorded
 
 MUTATED, PARTS = 10_000, 10
 LIMIT = 64 * 2**20
@@ -43,14 +43,9 @@ MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 12
 Tensors = dict[str, np.ndarray]
 
 
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
-
-
 # The profile's own sigmas, two others of its kind, and those of a model that is no flow model.
 SCHEDULES = (flow(12), flow(12), flow(20), flow(9, 3.0), np.append(np.geomspace(14.0, 0.03, 15), 0.0))
-WISHES = (
+SETTINGS = (
     Settings(2.0),
     Settings(4.0, mode="paper"),
     Settings(2.0, predictor="affine"),
@@ -60,20 +55,14 @@ WISHES = (
 )
 
 
-def recorded() -> Profile:
-    """Two runs with an answer to errors, as ERTA Profile makes them."""
-    rng, sigmas, tables = np.random.default_rng(0), flow(12)[:-1], []
-    for run in range(2):
-        a, b, c = rng.normal(size=(3, 30))
-        recorder = Recorder(sigmas)
-        for i, sigma in enumerate(sigmas):
-            recorder.observe(i, "guided", torch.from_numpy(a + b * sigma + c * np.sin(4 * sigma)))
-        (table,) = recorder.tables(run, 1.0)
-        tables.append(replace(table, gain=np.linspace(-0.5, 0.5, 12), deviation=np.linspace(0.2, 1.0, 12)))
-    return Profile(MEASURED, tuple(tables))
+def with_error_response() -> Profile:
+    """Two runs with an error response, as ERTA Profile makes them."""
+    profile = recorded(MEASURED, flow(12)[:-1], runs=2)
+    response = {"gain": np.linspace(-0.5, 0.5, 12), "deviation": np.linspace(0.2, 1.0, 12)}
+    return replace(profile, tables=tuple(replace(table, **response) for table in profile.tables))
 
 
-GOOD = to_bytes(recorded())
+GOOD = to_bytes(with_error_response())
 
 
 # Mutations. Each takes the good file and a source of chance.
@@ -203,8 +192,8 @@ def agree_on_extremes(chance: random.Random) -> bytes:
     tensors = {name: array.copy() for name, array in load_tensors(GOOD).items()}
     rng, sigmas = np.random.default_rng(chance.randrange(1000)), tensors["sigmas"]
     for name in chance.sample(("gain", "deviation"), chance.randrange(3)):
-        answers = rng.normal(size=sigmas.shape) * chance.choice((1e3, 1e5, 3e5)) / sigmas
-        tensors[name] = np.abs(answers) if name == "deviation" else answers
+        response = rng.normal(size=sigmas.shape) * chance.choice((1e3, 1e5, 3e5)) / sigmas
+        tensors[name] = np.abs(response) if name == "deviation" else response
     if chance.random() < 0.5:
         factor = chance.choice((1e5, 1e6, 1e-6, 1e-30, 1e-100, 1e-170))
         for name, power in SIZES:
@@ -258,7 +247,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def use(found: Profile, chance: random.Random) -> None:
-    settings = chance.choice(WISHES)
+    settings = chance.choice(SETTINGS)
     check_plan(solve(Problem(chance.choice(SCHEDULES), euler_response, found), settings))
     if chance.random() < 0.05:
         # As the nodes show it: on its own sigmas.
@@ -299,7 +288,7 @@ def test_a_mutated_file_is_refused_by_field_or_can_be_used(part: int) -> None:
 
 
 def test_a_profile_that_breaks_planning_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check above fails where the rule for files is lifted: an answer beyond all measure is then planned with."""
+    """The check above fails where the rule for files is lifted: a boundless error response is then planned with."""
     monkeypatch.setattr(profile_file, "_check_recorded", lambda table: None)
     tensors = {name: array.copy() for name, array in load_tensors(GOOD).items()}
     tensors["gain"][:] = 1e36
@@ -316,12 +305,12 @@ numbers = st.floats(width=64) | st.sampled_from(EXTREME)
 @given(
     features=hnp.arrays(np.float64, (8, 3), elements=st.floats(-MAX_FEATURE, MAX_FEATURE)),
     sigmas=hnp.arrays(np.float64, 8, elements=st.floats(1e-9, 1e6)),
-    answers=hnp.arrays(np.float64, (2, 8), elements=st.floats(-MAX_ERROR_RESPONSE, MAX_ERROR_RESPONSE)),
+    error_responses=hnp.arrays(np.float64, (2, 8), elements=st.floats(-MAX_ERROR_RESPONSE, MAX_ERROR_RESPONSE)),
     latent_rms=st.floats(0.0, 1e36),
     seed=st.integers(0, 1000),
 )
 def test_whatever_real_features_give_can_be_planned_with(
-    features: np.ndarray, sigmas: np.ndarray, answers: np.ndarray, latent_rms: float, seed: int
+    features: np.ndarray, sigmas: np.ndarray, error_responses: np.ndarray, latent_rms: float, seed: int
 ) -> None:
     table = Table(
         run=0,
@@ -333,8 +322,8 @@ def test_whatever_real_features_give_can_be_planned_with(
         l1=np.abs(features[:, None] - features[None]).mean(axis=2),
         norm1=np.abs(features).mean(axis=1),
         mean=features.mean(axis=1),
-        gain=answers[0] / sigmas * (1 - 1e-9),
-        deviation=np.abs(answers[1]) / sigmas * (1 - 1e-9),
+        gain=error_responses[0] / sigmas * (1 - 1e-9),
+        deviation=np.abs(error_responses[1]) / sigmas * (1 - 1e-9),
     )
     with strictly():
         use(from_bytes(to_bytes(Profile(MEASURED, (table,)))), random.Random(seed))
@@ -404,7 +393,7 @@ def at_once(**entries: float) -> bytes:
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "gain that no run has": (at_once(gain=1e7), "'gain' is 10000000.*at most 1e.06 over sigma"),
-    "spread that no run has": (at_once(spread=1e30), "'deviation'.*at most 1e.06 over sigma"),
+    "deviation that no run has": (at_once(spread=1e30), "'deviation'.*at most 1e.06 over sigma"),
     "sigma of 0": (changed(sigmas=lambda s: np.where(s == s.min(), 0.0, s)), "'sigmas' is 0.0.*1e-09 or more"),
     "subnormal sigma": (changed(sigmas=lambda s: s * 1e-310), "'sigmas'.*1e-09 or more"),
     "features out of all proportion": (changed(gram=lambda g: g * 1e20), "'gram'"),
@@ -421,20 +410,20 @@ def test_what_cannot_be_planned_with_is_refused_when_it_is_read(data: bytes, mes
 
 
 def test_what_cannot_be_read_is_not_written() -> None:
-    table = recorded().tables[0]
+    table = with_error_response().tables[0]
     with pytest.raises(ProfileError, match=r"'gain'.*over sigma"):
         to_bytes(Profile(MEASURED, (replace(table, gain=np.full(12, 1e9)),)))
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES[1:], flow(70)], ids=["own", "20 steps", "9 steps", "no flow", "long"])
 @pytest.mark.parametrize(
-    "settings", WISHES, ids=lambda settings: f"{settings.mode} {settings.predictor} {settings.speed:g}"
+    "settings", SETTINGS, ids=lambda settings: f"{settings.mode} {settings.predictor} {settings.speed:g}"
 )
-def test_answers_at_their_limit_are_planned_with(schedule: np.ndarray, settings: Settings) -> None:
+def test_error_responses_at_their_limit_are_planned_with(schedule: np.ndarray, settings: Settings) -> None:
     """Errors then grow a million times per model call, to more than a number can hold."""
     tables = tuple(
         replace(t, gain=-0.9 * MAX_ERROR_RESPONSE / t.sigmas, deviation=0.9 * MAX_ERROR_RESPONSE / t.sigmas)
-        for t in recorded().tables
+        for t in with_error_response().tables
     )
     with strictly():
         plan = solve(Problem(schedule, euler_response, Profile(MEASURED, tables)), settings)
@@ -486,7 +475,7 @@ def test_the_largest_files_take_little(calls: int, runs: int, steps: int) -> Non
 
 
 @pytest.mark.timeout(60)
-def test_of_too_long_a_run_no_curve_is_told() -> None:
+def test_of_too_long_a_run_no_curve_is_shown() -> None:
     """Seven plans of a thousand model calls would take a minute when such a file is loaded."""
     found = from_bytes(long_profile(1000, 1))
     assert error_curve(Problem(np.append(found.sigmas, 0.0), euler_response, found), Settings()) == ()

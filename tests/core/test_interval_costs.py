@@ -21,8 +21,8 @@ EULER = euler_response(SCHEDULE)
 
 
 def uneven() -> ImpulseResponse:
-    """Two model calls at each sigma, as heun has them, two so close that no line is drawn, and influences with signs,
-    one of them weak."""
+    """Two model calls at each sigma, as heun has them, two so close that no line is drawn, and an impulse response with
+    signs, weak in one row."""
     sigmas = np.array([1.0, 0.9, 0.9, 0.7, 0.7, 0.699, 0.5, 0.4, 0.3, 0.1])
     weights = np.random.default_rng(3).uniform(0.5, 1.5, COUNT) * np.where(np.arange(COUNT) == 4, -0.3, 1.0)
     weights[7] *= 0.05
@@ -41,7 +41,7 @@ def recorded(noise: float = 0.05, elements: int = 40) -> np.ndarray:
     return features
 
 
-def loop_of(
+def simulation_of(
     features: np.ndarray,
     response: ImpulseResponse = EULER,
     deviation: float = 0.0,
@@ -50,8 +50,10 @@ def loop_of(
     extended = np.concatenate([features, np.ones((len(features), 1, features.shape[-1]))], axis=1)
     grams = extended @ np.swapaxes(extended, 1, 2) / features.shape[-1]
     # A gain that has to be left alone: what it does depends on skipped intervals before the last two.
-    answer = ErrorResponse(np.full(COUNT, 7.0), deviation * (1.2 + np.sin(2.0 * np.arange(COUNT))), np.eye(COUNT))
-    return Simulation(response, grams, answer, resets)
+    error_response = ErrorResponse(
+        np.full(COUNT, 7.0), deviation * (1.2 + np.sin(2.0 * np.arange(COUNT))), np.eye(COUNT)
+    )
+    return Simulation(response, grams, error_response, resets)
 
 
 def mean_squares(errors: np.ndarray) -> np.ndarray:
@@ -60,8 +62,8 @@ def mean_squares(errors: np.ndarray) -> np.ndarray:
 
 
 class Alone:
-    """One skipped interval on (T, M, n) features. ``answers``: (T,) what its closing model call answers, per unit of
-    influence.
+    """One skipped interval on (T, M, n) features. ``across``: (T,) how far its closing model call's output changes
+    across the error, per unit of impulse response.
     """
 
     def __init__(self, simulation: Simulation, features: np.ndarray, key: Key, slope: float | None) -> None:
@@ -70,10 +72,10 @@ class Alone:
         self.end, self.count = simulation.response.end, simulation.response.calls
         self.reused = range(self.history[0] + 1, self.t)
         self.slope = self.fitted() if slope is None else slope
-        self.missed = self.missed_with(self.slope)
-        self.arriving = mean_squares(self.missed)
+        self.left = self.left_with(self.slope)
+        self.arriving = mean_squares(self.left)
         deviation = simulation.error_response.deviation[min(self.t, self.count - 1)]
-        self.answers = deviation * np.sqrt(features.shape[-1] * self.arriving)
+        self.across = deviation * np.sqrt(features.shape[-1] * self.arriving)
 
     def coefficients(self, i: int, slope: float) -> tuple[float, ...]:
         # Drawn for the whole skipped interval or not at all, its closing model call included.
@@ -86,31 +88,31 @@ class Alone:
         parts = [c * self.features[:, n] for c, n in zip(coefficients, self.history, strict=False)]
         return np.asarray(np.sum(parts, axis=0))
 
-    def missed_with(self, slope: float) -> np.ndarray:
+    def left_with(self, slope: float) -> np.ndarray:
         parts = [self.end[i] * (self.features[:, i] - self.predicted(i, slope)) for i in self.reused]
         return np.asarray(np.sum(parts, axis=0))
 
     def fitted(self) -> float:
-        held = self.missed_with(0.0)
-        moved = held - self.missed_with(1.0)
+        held = self.left_with(0.0)
+        moved = held - self.left_with(1.0)
         if not moved.any():
             return 0.0
         (best,), *_ = np.linalg.lstsq(moved.reshape(-1, 1), held.reshape(-1))
         return float(np.clip(best, 0.0, MAX_SLOPE))
 
     def corrected(self, corrector: bool = True) -> tuple[np.ndarray, float]:
-        """(T,) squares left at the end, and the correction. The answer at t is an element of its own, told but not
-        missed; besides what the correction makes of it, it enters the latent as part of output t."""
+        """(T,) squares left at the end, and the correction. The change across the error at t is an element of its
+        own in the residual at t alone; besides what the correction makes of it, it enters the latent with output t."""
         weight = self.end[self.t] if self.t < self.count else 0.0
-        own = (weight * self.answers) ** 2 / self.features.shape[-1]
-        left = np.concatenate([self.missed, np.zeros((len(self.features), 1))], axis=1)
+        own = (weight * self.across) ** 2 / self.features.shape[-1]
+        left = np.concatenate([self.left, np.zeros((len(self.features), 1))], axis=1)
         best = 0.0
         if corrector and self.t < self.count and self.t not in self.simulation.resets:
-            told = self.features[:, self.t] - self.predicted(self.t, self.slope)
-            told = weight * np.concatenate([told, self.answers[:, None]], axis=1)
-            (best,), *_ = np.linalg.lstsq(told.reshape(-1, 1), left.reshape(-1))
+            residual = self.features[:, self.t] - self.predicted(self.t, self.slope)
+            residual = weight * np.concatenate([residual, self.across[:, None]], axis=1)
+            (best,), *_ = np.linalg.lstsq(residual.reshape(-1, 1), left.reshape(-1))
             best = float(best) if abs(best) <= MAX_CORRECTION * len(self.reused) else 0.0
-            left = left - best * told
+            left = left - best * residual
         return (left**2).sum(axis=-1) / self.features.shape[-1] + own, best
 
     def made_of_an_error(self) -> float:
@@ -147,15 +149,15 @@ def at_one_sigma(simulation: Simulation, key: Key) -> bool:
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-@pytest.mark.parametrize("resets", [frozenset({0}), frozenset({0, 5})], ids=["no restart", "a restart"])
+@pytest.mark.parametrize("resets", [frozenset({0}), frozenset({0, 5})], ids=["no reset", "a reset"])
 @pytest.mark.parametrize("slope", [None, 0.0, 1.0])
 @pytest.mark.parametrize("corrector", [False, True])
 @pytest.mark.parametrize("deviation", [0.0, 3.0])
-def test_costs_are_those_of_each_gap_alone(
+def test_costs_are_those_of_each_interval_alone(
     response: ImpulseResponse, resets: frozenset[int], slope: float | None, corrector: bool, deviation: float
 ) -> None:
     features = recorded()
-    simulation = loop_of(features, response, deviation, resets)
+    simulation = simulation_of(features, response, deviation, resets)
     keys = possible_intervals(COUNT, 6, {0}, resets)
     assert any(t == COUNT for _, t in keys)
     assert any(len(history) == 1 for history, _ in keys)
@@ -172,7 +174,7 @@ def test_cases_have_slopes_at_and_between_their_limits_and_corrections_that_are_
     """Otherwise the comparison above would leave some of it out."""
     features = recorded()
     keys = possible_intervals(COUNT, 6, {0}, {0})
-    alone = [Alone(loop_of(features, uneven(), 3.0), features, key, None) for key in keys]
+    alone = [Alone(simulation_of(features, uneven(), 3.0), features, key, None) for key in keys]
     shares = [interval.slope for interval in alone]
     assert 0.0 in shares
     assert MAX_SLOPE in shares
@@ -180,9 +182,9 @@ def test_cases_have_slopes_at_and_between_their_limits_and_corrections_that_are_
     assert any(interval.corrected()[1] == 0.0 for interval in alone if interval.t < COUNT)
 
 
-def test_a_gap_whose_line_changes_nothing_is_told_by_holding_as_in_the_loop() -> None:
+def test_an_interval_whose_line_changes_nothing_is_held_as_in_the_simulation() -> None:
     features = recorded()
-    simulation = loop_of(features, uneven())
+    simulation = simulation_of(features, uneven())
     keys = [key for key in possible_intervals(COUNT, 6, {0}, {0}) if at_one_sigma(simulation, key)]
     assert len(keys) > 3
     fitted, held = (list(interval_costs(simulation, keys, slope, True).values()) for slope in (None, 0.0))
@@ -194,18 +196,20 @@ def test_exact_predictions_cost_nothing() -> None:
     features = rng.normal(size=(3, 1, 40)) + SCHEDULE[:-1, None] * rng.normal(size=(3, 1, 40))
     keys = [key for key in possible_intervals(COUNT, 6, {0}, {0}) if len(key[0]) > 1]
     for slope in (None, 1.0):
-        costs = interval_costs(loop_of(features), keys, slope, False)
+        costs = interval_costs(simulation_of(features), keys, slope, False)
         assert max(costs.values()) < 1e-12
-    assert min(interval_costs(loop_of(features), keys, 0.0, False).values()) > 1e-6
+    assert min(interval_costs(simulation_of(features), keys, 0.0, False).values()) > 1e-6
 
 
 @pytest.mark.parametrize("key", [((0,), 3), ((2, 1), 5), ((6, 5), COUNT)])
 @pytest.mark.parametrize("slope", [None, 0.0, 1.0])
 @pytest.mark.parametrize("corrector", [False, True])
-def test_cost_of_the_only_gap_is_the_square_that_the_loop_finds(key: Key, slope: float | None, corrector: bool) -> None:
+def test_cost_of_the_only_interval_is_the_square_that_the_simulation_finds(
+    key: Key, slope: float | None, corrector: bool
+) -> None:
     known: dict[float | None, type[Predictor]] = {None: FittedLine, 0.0: Hold, 1.0: Line}
     simulation = replace(
-        loop_of(recorded()[:1]), error_response=ErrorResponse(np.zeros(COUNT), np.zeros(COUNT), np.eye(COUNT))
+        simulation_of(recorded()[:1]), error_response=ErrorResponse(np.zeros(COUNT), np.zeros(COUNT), np.eye(COUNT))
     )
     compute = tuple(not key[0][0] < i < key[1] for i in range(COUNT))
     (square,) = simulation.fit(compute, known[slope], corrector).squares
@@ -213,10 +217,10 @@ def test_cost_of_the_only_gap_is_the_square_that_the_loop_finds(key: Key, slope:
 
 
 @pytest.mark.parametrize("corrector", [False, True])
-def test_costs_are_the_same_however_many_gaps_are_worked_on_at_once(
+def test_costs_are_the_same_however_many_intervals_are_worked_on_at_once(
     monkeypatch: pytest.MonkeyPatch, corrector: bool
 ) -> None:
-    simulation = loop_of(recorded(), deviation=3.0)
+    simulation = simulation_of(recorded(), deviation=3.0)
     keys = possible_intervals(COUNT, 6, {0}, {0})
     whole = interval_costs(simulation, keys, None, corrector)
     for numbers in (1, 25 * 3 * 7):
@@ -227,11 +231,11 @@ def test_costs_are_the_same_however_many_gaps_are_worked_on_at_once(
 
 
 def test_nothing_to_leave_out_costs_nothing() -> None:
-    assert interval_costs(loop_of(recorded()), [], None, True) == {}
+    assert interval_costs(simulation_of(recorded()), [], None, True) == {}
 
 
 def test_cost_over_runs_is_their_mean() -> None:
-    simulation = loop_of(recorded())
+    simulation = simulation_of(recorded())
     keys = possible_intervals(COUNT, 6, {0}, {0})
     each = [interval_costs(replace(simulation, grams=gram[None]), keys, 0.0, False) for gram in simulation.grams]
     assert each[0] != each[1]

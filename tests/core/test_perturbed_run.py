@@ -1,4 +1,4 @@
-"""Perturbed run: what it measures of models whose answer to errors is known."""
+"""Perturbed run: what it measures of models whose error response is known."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def recorded(keys: tuple[str, ...] = ("guided",)) -> tuple[tuple[Table, ...], di
     return recorder.tables(0, 1.0), {key: dict(enumerate(RECORDED.clone())) for key in keys}
 
 
-def rehearsed(gain: float, across: float, plan: Plan = PLAN) -> Table:
-    """A run of a model that answers F(x) = F + gain (x - X) + across |x - X| n, with n a new unit vector each time."""
+def measured(gain: float, across: float, plan: Plan = PLAN) -> Table:
+    """A run of the model F(x) = F + gain (x - X) + across |x - X| n, with n a new unit vector each time."""
     tables, kept = recorded()
     perturbed = PerturbedRun(plan, RESPONSE, kept)
     generator = torch.Generator().manual_seed(2)
@@ -54,8 +54,8 @@ def rehearsed(gain: float, across: float, plan: Plan = PLAN) -> Table:
         if used is None:
             new = torch.randn(SIZE, generator=generator, dtype=torch.float64)
             new -= off * (off @ new) / max(float(off @ off), 1e-30)
-            answer = gain * off + across * off.norm() * new / new.norm()
-            used = perturbed.observe(i, "guided", feature.double() + answer)
+            change = gain * off + across * off.norm() * new / new.norm()
+            used = perturbed.observe(i, "guided", feature.double() + change)
         off = off + (SCHEDULE[i + 1] - SCHEDULE[i]) * (used.double() - feature.double())
     (table,) = perturbed.with_error_response(tables)
     return table
@@ -69,23 +69,23 @@ def push(perturbed: PerturbedRun, key: str) -> None:
 
 
 def test_gain_along_the_error_is_found() -> None:
-    table = rehearsed(-0.7, 0.0)
+    table = measured(-0.7, 0.0)
     np.testing.assert_allclose(table.gain, -0.7, rtol=1e-3)
     np.testing.assert_allclose(table.deviation, 0.0, atol=0.02)
 
 
-def test_spread_across_the_error_is_found() -> None:
-    table = rehearsed(0.4, 1.5)
+def test_deviation_across_the_error_is_found() -> None:
+    table = measured(0.4, 1.5)
     np.testing.assert_allclose(table.gain, 0.4, rtol=1e-3)
     np.testing.assert_allclose(table.deviation, 1.5, rtol=1e-3)
     assert table.has_error_response
 
 
-def test_a_model_that_does_not_answer_is_told_apart_from_one_that_was_not_asked() -> None:
-    """Rounding always leaves a spread next to nothing; where nothing was off, the table is left as it was."""
-    assert np.abs(rehearsed(0.0, 0.0).gain).max() < 1e-4
+def test_a_model_that_ignores_errors_differs_from_one_that_was_not_measured() -> None:
+    """Rounding always leaves a small deviation; where nothing was off, the table is left as it was."""
+    assert np.abs(measured(0.0, 0.0).gain).max() < 1e-4
     everything = solve(Problem(SCHEDULE, euler_response, None), Settings(1.0))
-    table = rehearsed(0.4, 1.5, everything)
+    table = measured(0.4, 1.5, everything)
     assert not table.has_error_response
     assert not table.gain.any()
 
@@ -100,21 +100,23 @@ def test_a_feature_of_another_shape_than_the_recorded_ends_the_measuring_and_not
     assert table.deviation.size == tables[0].deviation.size
 
 
-def test_only_computed_evaluations_tell_and_those_between_are_interpolated() -> None:
+def test_only_computed_calls_are_measured_and_those_between_are_interpolated() -> None:
     tables, kept = recorded()
     perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     off = torch.zeros(SIZE)
-    told = {}
+    measured_at = {}
     for i, feature in enumerate(RECORDED):
         used = perturbed.predict(i, "guided")
         if used is None:
             used = perturbed.observe(i, "guided", feature + i * off)
             if off.any():
-                told[i] = float(i)
+                measured_at[i] = float(i)
         off = off + float(SCHEDULE[i + 1] - SCHEDULE[i]) * (used - feature)
     (table,) = perturbed.with_error_response(tables)
-    assert len(told) >= 4
-    np.testing.assert_allclose(table.gain, np.interp(np.arange(COUNT), list(told), list(told.values())), rtol=1e-3)
+    assert len(measured_at) >= 4
+    np.testing.assert_allclose(
+        table.gain, np.interp(np.arange(COUNT), list(measured_at), list(measured_at.values())), rtol=1e-3
+    )
 
 
 def test_it_renders_what_the_plan_alone_would() -> None:
@@ -193,29 +195,30 @@ def response_of(sampler: Sampler) -> ImpulseResponse:
     return probe(lambda denoise, x: sampler(lambda x, sigma: (x - denoise(x, torch.tensor([sigma]))) / sigma, x))
 
 
-class Answering:
-    """A model of known answers at some streams, recorded once and then run again with a plan.
+class Responding:
+    """A model of known error responses at some streams, recorded once and then run again with a plan.
 
-    answers: per stream gain and spread, (M,) each. What is recorded is a curve in sigma and another in the model call.
+    responses: per stream gain and deviation, (M,) each. The recorded features are a curve in sigma and
+    another in the model call.
     """
 
     def __init__(
-        self, sampler: Sampler, answers: dict[str, tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...] = (SIZE,)
+        self, sampler: Sampler, responses: dict[str, tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...] = (SIZE,)
     ) -> None:
-        self.sampler, self.answers, self.shape = sampler, answers, shape
+        self.sampler, self.responses, self.shape = sampler, responses, shape
         self.response = response_of(sampler)
         generator = torch.Generator().manual_seed(3)
-        self.parts = torch.randn(len(answers), 3, *shape, generator=generator, dtype=torch.float64)
+        self.parts = torch.randn(len(responses), 3, *shape, generator=generator, dtype=torch.float64)
         self.noise = torch.Generator().manual_seed(4)
         self.recorder = Recorder(self.response.sigmas)
         self.positions: dict[str, list[Tensor]] = {}
-        self.told: dict[str, list[int]] = {key: [] for key in answers}
-        for key in answers:
+        self.off_at: dict[str, list[int]] = {key: [] for key in responses}
+        for key in responses:
             self.positions[key] = []
             sampler(lambda x, sigma, key=key: self.record(key, x, sigma), torch.zeros(shape, dtype=torch.float64))
 
     def feature(self, key: str, i: int, sigma: float) -> Tensor:
-        start, drift, bend = self.parts[list(self.answers).index(key)]
+        start, drift, bend = self.parts[list(self.responses).index(key)]
         return start + sigma * drift + float(np.sin(4 * sigma + 0.1 * i)) * bend
 
     def record(self, key: str, x: Tensor, sigma: float) -> Tensor:
@@ -224,12 +227,12 @@ class Answering:
         return self.recorder.observe(i, key, self.feature(key, i, sigma))
 
     def compute(self, key: str, i: int, x: Tensor, sigma: float) -> Tensor:
-        gain, deviation = (values[i] for values in self.answers[key])
+        gain, deviation = (values[i] for values in self.responses[key])
         off = x - self.positions[key][i]
         size = torch.linalg.vector_norm(off)
         if not size > 0.0:
             return self.feature(key, i, sigma)
-        self.told[key].append(i)
+        self.off_at[key].append(i)
         new = torch.randn(self.shape, generator=self.noise, dtype=torch.float64)
         new -= off * ((off * new).sum() / size**2)
         return self.feature(key, i, sigma) + gain * off + deviation * size * new / torch.linalg.vector_norm(new)
@@ -240,10 +243,10 @@ class Answering:
             Problem(SCHEDULE, lambda schedule: self.response, None), Settings(2.0, mode="paper", predictor="hold")
         )
 
-    def rehearse(self, plan: Plan) -> tuple[Table, ...]:
+    def run_again(self, plan: Plan) -> tuple[Table, ...]:
         tables = self.recorder.tables(0, 1.0)
         perturbed = PerturbedRun(plan, self.response, self.recorder.features())
-        for key in self.answers:
+        for key in self.responses:
             calls = iter(range(self.response.calls))
 
             def derive(x: Tensor, sigma: float, key: str = key, calls: Iterator[int] = calls) -> Tensor:
@@ -256,49 +259,49 @@ class Answering:
 
 
 def curves(count: int, phase: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Another gain of either sign and another spread at each model call."""
+    """Another gain of either sign and another deviation at each model call."""
     places = np.arange(count)
     return 1.5 * np.cos(1.0 + 0.7 * places + phase), 1.2 + np.sin(2.0 * places + phase)
 
 
-def assert_found(table: Table, answer: tuple[np.ndarray, np.ndarray], told: list[int]) -> None:
-    gain, deviation = answer
-    np.testing.assert_allclose(table.gain[told], gain[told], atol=1e-4)
-    np.testing.assert_allclose(table.deviation[told], deviation[told], atol=1e-4)
+def assert_found(table: Table, response: tuple[np.ndarray, np.ndarray], off_at: list[int]) -> None:
+    gain, deviation = response
+    np.testing.assert_allclose(table.gain[off_at], gain[off_at], atol=1e-4)
+    np.testing.assert_allclose(table.deviation[off_at], deviation[off_at], atol=1e-4)
 
 
 SAMPLERS: list[Sampler] = [euler, heun, two_step]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_gain_and_spread_of_every_computed_evaluation_are_found_whatever_the_sampler(sampler: Sampler) -> None:
-    answer = curves(response_of(sampler).calls)
-    model = Answering(sampler, {"guided": answer})
+def test_gain_and_deviation_of_every_computed_call_are_found_whatever_the_sampler(sampler: Sampler) -> None:
+    response = curves(response_of(sampler).calls)
+    model = Responding(sampler, {"guided": response})
     plan = model.plan()
-    (table,) = model.rehearse(plan)
-    told = model.told["guided"]
-    assert len(told) >= 4
-    assert told == [i for i, computed in enumerate(plan.compute) if computed and not all(plan.compute[:i])]
-    assert_found(table, answer, told)
+    (table,) = model.run_again(plan)
+    off_at = model.off_at["guided"]
+    assert len(off_at) >= 4
+    assert off_at == [i for i, computed in enumerate(plan.compute) if computed and not all(plan.compute[:i])]
+    assert_found(table, response, off_at)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_gain_alone_leaves_no_spread_and_spread_alone_no_gain(sampler: Sampler) -> None:
+def test_gain_alone_leaves_no_deviation_and_deviation_alone_no_gain(sampler: Sampler) -> None:
     gain, deviation = curves(response_of(sampler).calls)
-    for answer in ((gain, 0 * deviation), (0 * gain, deviation)):
-        model = Answering(sampler, {"guided": answer})
-        (table,) = model.rehearse(model.plan())
-        told = model.told["guided"]
-        assert len(told) >= 4
-        np.testing.assert_allclose(table.gain[told], answer[0][told], atol=1e-4)
-        # The rounding of float32, in which features are kept, is a spread of its own.
-        np.testing.assert_allclose(table.deviation[told], answer[1][told], atol=1e-3)
+    for response in ((gain, 0 * deviation), (0 * gain, deviation)):
+        model = Responding(sampler, {"guided": response})
+        (table,) = model.run_again(model.plan())
+        off_at = model.off_at["guided"]
+        assert len(off_at) >= 4
+        np.testing.assert_allclose(table.gain[off_at], response[0][off_at], atol=1e-4)
+        # The rounding of float32, in which features are kept, is a deviation of its own.
+        np.testing.assert_allclose(table.deviation[off_at], response[1][off_at], atol=1e-3)
 
 
 def test_the_error_of_the_latent_is_that_of_what_the_sampler_was_handed() -> None:
     """A correction moves the latent as well: without it the error would be another, and with it the gain."""
-    answer = curves(COUNT)
-    model = Answering(euler, {"guided": answer})
+    response = curves(COUNT)
+    model = Responding(euler, {"guided": response})
     plan = model.plan()
     ends = [i > 0 and plan.compute[i] and not plan.compute[i - 1] for i in range(COUNT)]
     assert sum(ends) >= 4
@@ -307,20 +310,20 @@ def test_the_error_of_the_latent_is_that_of_what_the_sampler_was_handed() -> Non
         corrections=tuple(0.7 if end else 0.0 for end in ends),
         coefficients=tuple((1.0,) if end else row for end, row in zip(ends, plan.coefficients, strict=True)),
     )
-    (table,) = model.rehearse(corrected)
-    assert_found(table, answer, model.told["guided"])
+    (table,) = model.run_again(corrected)
+    assert_found(table, response, model.off_at["guided"])
 
 
-def test_each_stream_gets_its_own_answer_in_the_order_of_the_tables() -> None:
-    answers = {"uncond": curves(COUNT), "cond": curves(COUNT, phase=2.0)}
-    model = Answering(euler, answers)
+def test_each_stream_gets_its_own_error_response_in_the_order_of_the_tables() -> None:
+    responses = {"uncond": curves(COUNT), "cond": curves(COUNT, phase=2.0)}
+    model = Responding(euler, responses)
     plan = model.plan()
-    tables = model.rehearse(plan)
+    tables = model.run_again(plan)
     assert [table.stream for table in tables] == [0, 1]
-    for table, (key, answer) in zip(tables, answers.items(), strict=True):
-        assert_found(table, answer, model.told[key])
-    between = [i for i in range(COUNT) if i not in model.told["cond"]]
-    places = model.told["cond"]
+    for table, (key, response) in zip(tables, responses.items(), strict=True):
+        assert_found(table, response, model.off_at[key])
+    between = [i for i in range(COUNT) if i not in model.off_at["cond"]]
+    places = model.off_at["cond"]
     np.testing.assert_allclose(tables[1].deviation[between], np.interp(between, places, tables[1].deviation[places]))
 
 
@@ -333,9 +336,9 @@ def test_a_stream_that_was_not_rendered_again_leaves_its_table_alone() -> None:
     assert uncond.has_error_response
 
 
-def test_all_but_the_answer_is_left_as_it_was_recorded() -> None:
+def test_all_but_the_error_response_is_left_as_it_was_recorded() -> None:
     (before,), _ = recorded()
-    after = rehearsed(0.4, 1.5)
+    after = measured(0.4, 1.5)
     for name in ("run", "stream", "elements", "latent_rms"):
         assert getattr(after, name) == getattr(before, name)
     for name in ("sigmas", "gram", "l1", "norm1", "mean"):
@@ -350,23 +353,23 @@ def test_tables_of_another_number_of_streams_are_refused() -> None:
 
 
 def test_a_batch_of_any_shape_is_one_list_of_numbers() -> None:
-    answer = curves(COUNT)
-    model = Answering(euler, {"guided": answer}, shape=(2, 3, 5, 7, 11))
-    (table,) = model.rehearse(model.plan())
+    response = curves(COUNT)
+    model = Responding(euler, {"guided": response}, shape=(2, 3, 5, 7, 11))
+    (table,) = model.run_again(model.plan())
     assert table.elements == 2 * 3 * 5 * 7 * 11
-    assert_found(table, answer, model.told["guided"])
+    assert_found(table, response, model.off_at["guided"])
 
 
 def test_a_large_latent_is_measured_on_the_sample_that_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every 9th element tells the same to what chance allows: 1 / sqrt(number) of elements."""
+    """Every 9th element gives the same up to chance: 1 / sqrt(number) of elements."""
     monkeypatch.setattr(recorder_module, "SAMPLE", 10_000)
     gain, deviation = curves(COUNT)
-    model = Answering(euler, {"guided": (gain, deviation)}, shape=(90_000,))
-    (table,) = model.rehearse(model.plan())
-    told = model.told["guided"]
+    model = Responding(euler, {"guided": (gain, deviation)}, shape=(90_000,))
+    (table,) = model.run_again(model.plan())
+    off_at = model.off_at["guided"]
     assert table.elements == 10_000
-    np.testing.assert_allclose(table.gain[told], gain[told], atol=0.1)
-    np.testing.assert_allclose(table.deviation[told], deviation[told], rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(table.gain[off_at], gain[off_at], atol=0.1)
+    np.testing.assert_allclose(table.deviation[off_at], deviation[off_at], rtol=0.05, atol=0.05)
 
 
 def test_what_was_never_recorded_is_let_through() -> None:
@@ -384,7 +387,7 @@ def test_what_was_never_recorded_is_let_through() -> None:
     assert table.has_error_response
 
 
-def test_a_closed_rehearsal_still_has_its_answers() -> None:
+def test_a_closed_perturbed_run_still_has_its_error_response() -> None:
     tables, kept = recorded()
     perturbed = PerturbedRun(PLAN, RESPONSE, kept)
     push(perturbed, "guided")
@@ -396,7 +399,7 @@ def test_a_closed_rehearsal_still_has_its_answers() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_answers_that_are_no_numbers_are_left_out(value: float) -> None:
+def test_measurements_that_are_no_numbers_are_left_out(value: float) -> None:
     """A model that overflows once in half precision must not cost the recording of a whole run."""
     last = max(i for i in range(COUNT) if PLAN.compute[i])
     tables, kept = recorded()

@@ -1,4 +1,4 @@
-"""Plan and Wish: what they accept, and the JSON that travels in workflows from strangers."""
+"""Plan and Settings: what they accept, and the JSON that travels in workflows from strangers."""
 
 from __future__ import annotations
 
@@ -21,34 +21,17 @@ from ertacache.erta.planner import euler_response, solve
 from ertacache.erta.predictors import PREDICTORS
 from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Measured, Profile
-from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
+from ertacache.tests.core.made import flow, recorded
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
 
 
 SCHEDULE = flow(14)
 
 
-def small_profile() -> Profile:
-    rng = np.random.default_rng(0)
-    tables = []
-    for run in range(3):
-        a, b, c = rng.normal(size=(3, 30))
-        recorder = Recorder(SCHEDULE[:-1])
-        for i, sigma in enumerate(SCHEDULE[:-1]):
-            recorder.observe(i, "guided", torch.from_numpy(a + b * sigma + c * np.sin(4 * sigma)))
-        tables += recorder.tables(run, 1.0)
-    return Profile(MEASURED, tuple(tables))
-
-
-PROFILE = small_profile()
+PROFILE = recorded(MEASURED, SCHEDULE[:-1], runs=3)
 
 
 def plan_for(settings: Settings, edges: tuple[float, ...] = (), profile: Profile | None = PROFILE) -> Plan:
@@ -81,18 +64,18 @@ def test_json_gives_exactly_the_same_plan_back(mode: str, predictor: str, level:
         Settings(3.0, protect_start=3, protect_end=2, longest_gap=5, corrector=False),
     ],
 )
-def test_json_keeps_every_wish(settings: Settings) -> None:
+def test_json_keeps_every_setting(settings: Settings) -> None:
     plan = plan_for(settings)
     assert plan_from_json(plan_to_json(plan)) == plan
     assert plan_from_json(plan_to_json(plan)).settings == settings
 
 
-def test_json_of_50_evaluations_is_compact() -> None:
+def test_json_of_50_calls_is_compact() -> None:
     plan = solve(Problem(flow(50), euler_response, None), Settings(2.0))
     assert len(plan_to_json(plan)) < 4096
 
 
-def test_plan_of_the_most_evaluations_fits_into_the_limit() -> None:
+def test_plan_of_the_most_calls_fits_into_the_limit() -> None:
     sigmas = np.linspace(1, 0.001, 1000)
     plan = solve(Problem(np.append(sigmas, 0.0), euler_response, None), Settings(2.0))
     text = plan_to_json(plan)
@@ -100,7 +83,7 @@ def test_plan_of_the_most_evaluations_fits_into_the_limit() -> None:
     assert plan_from_json(text) == plan
 
 
-def test_notes_do_not_travel_and_do_not_tell_plans_apart() -> None:
+def test_notes_do_not_travel_and_do_not_distinguish_plans() -> None:
     plan = full_plan(SCHEDULE[:-1], Settings(), note("held"))
     assert plan.notes == (note("held"),)
     assert plan_from_json(plan_to_json(plan)).notes == ()
@@ -116,7 +99,7 @@ def test_rounded_keeps_more_than_float32_and_survives_json() -> None:
     assert rounded(kept) == tuple(kept)
 
 
-# Wish
+# Settings
 
 
 @pytest.mark.parametrize(
@@ -138,7 +121,7 @@ def test_rounded_keeps_more_than_float32_and_survives_json() -> None:
         ("preset", (0, 3)),
     ],
 )
-def test_wish_refuses_and_names_the_field(field: str, value: object) -> None:
+def test_settings_refuse_a_value_and_name_the_field(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{field} is .*it must be"):
         Settings(**{field: value})
 
@@ -163,7 +146,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("settings", "measured", "stochastic", "expected"), CHOICES)
-def test_wish_chooses_from_what_mode_level_profile_and_sampler_allow(
+def test_settings_choose_predictor_and_corrector_by_mode_level_profile_and_sampler(
     settings: Settings, measured: bool, stochastic: bool, expected: tuple[str, bool]
 ) -> None:
     predictor, corrector = settings.method(measured, stochastic)
@@ -176,7 +159,7 @@ PLAN = replace(plan_for(Settings(2.5, timesteps=True), (0.83,)), model="ab" * 32
 CONTENT: dict[str, Any] = json.loads(plan_to_json(PLAN))
 REUSED = PLAN.compute.index(False)
 CORRECTED = next(i for i, u in enumerate(PLAN.corrections) if u)
-CHECKED = next(i for i, miss in enumerate(PLAN.residual_limits) if miss)
+CHECKED = next(i for i, limit in enumerate(PLAN.residual_limits) if limit)
 
 
 def changed(**fields: Any) -> str:
@@ -223,20 +206,20 @@ REFUSED = {
     "a huge coefficient": (with_item("coefficients", REUSED, [1e5, 0.0]), "coefficients"),
     "four coefficients": (with_item("coefficients", 13, [1, 1, 1, 1]), "coefficients"),
     "a coefficient that is no list": (with_item("coefficients", REUSED, 1.0), "coefficients"),
-    "misses too few": (changed(residual_limits=CONTENT["residual_limits"][:-1]), "field residual_limits: .*length"),
-    "misses too many": (changed(residual_limits=[*CONTENT["residual_limits"], 0.0]), "field residual_limits: .*length"),
-    "a negative miss": (with_item("residual_limits", CHECKED, -0.1), "field residual_limits: .*outside 0 to"),
+    "too few limits": (changed(residual_limits=CONTENT["residual_limits"][:-1]), "field residual_limits: .*length"),
+    "too many limits": (changed(residual_limits=[*CONTENT["residual_limits"], 0.0]), "field residual_limits: .*length"),
+    "a negative limit": (with_item("residual_limits", CHECKED, -0.1), "field residual_limits: .*outside 0 to"),
     "a limit that is NaN": (with_item("residual_limits", CHECKED, float("nan")), "NaN is no JSON"),
     "an infinite limit": (with_item("residual_limits", CHECKED, float("inf")), "Infinity is no JSON"),
-    "a huge miss": (with_item("residual_limits", CHECKED, 1e7), "field residual_limits: .*outside 0 to"),
-    "a text for a miss": (with_item("residual_limits", CHECKED, "0.1"), "field residual_limits: .*outside 0 to"),
-    "truth for a miss": (with_item("residual_limits", CHECKED, True), "field residual_limits: .*outside 0 to"),
-    "nothing for a miss": (with_item("residual_limits", CHECKED, None), "field residual_limits: .*outside 0 to"),
-    "a list for a miss": (with_item("residual_limits", CHECKED, [0.1]), "field residual_limits: .*outside 0 to"),
-    "a number for the misses": (changed(residual_limits=0.1), "field residual_limits"),
-    "an object for the misses": (changed(residual_limits={"0": 0.1}), "field residual_limits"),
-    "a miss at the start": (with_item("residual_limits", 0, 0.1), "call 0"),
-    "a miss of no prediction": (
+    "a huge limit": (with_item("residual_limits", CHECKED, 1e7), "field residual_limits: .*outside 0 to"),
+    "a text for a limit": (with_item("residual_limits", CHECKED, "0.1"), "field residual_limits: .*outside 0 to"),
+    "truth for a limit": (with_item("residual_limits", CHECKED, True), "field residual_limits: .*outside 0 to"),
+    "nothing for a limit": (with_item("residual_limits", CHECKED, None), "field residual_limits: .*outside 0 to"),
+    "a list for a limit": (with_item("residual_limits", CHECKED, [0.1]), "field residual_limits: .*outside 0 to"),
+    "a number for the limits": (changed(residual_limits=0.1), "field residual_limits"),
+    "an object for the limits": (changed(residual_limits={"0": 0.1}), "field residual_limits"),
+    "a limit at the start": (with_item("residual_limits", 0, 0.1), "call 0"),
+    "a limit of no prediction": (
         changed(
             residual_limits=[0.1 if i == CHECKED else 0.0 for i in range(14)],
             corrections=[0.0] * 14,
@@ -254,10 +237,10 @@ REFUSED = {
     "history resets without 0": (changed(resets=[5]), "resets"),
     "history resets unordered": (changed(resets=[0, 9, 5]), "resets"),
     "history resets twice": (changed(resets=[0, 5, 5]), "resets"),
-    "a fractional restart": (changed(resets=[0, 5.5]), "resets"),
+    "a fractional reset": (changed(resets=[0, 5.5]), "resets"),
     "no history resets": (changed(resets=[]), "resets"),
-    "a restart beyond the end": (changed(resets=[0, 14]), "resets"),
-    "a restart inside a skipped interval": (changed(resets=[0, REUSED]), f"call {REUSED}"),
+    "a reset beyond the end": (changed(resets=[0, 14]), "resets"),
+    "a reset inside a skipped interval": (changed(resets=[0, REUSED]), f"call {REUSED}"),
     "one predicted error": (changed(predicted_error=[0.1]), "predicted_error"),
     "a negative error": (changed(predicted_error=[-0.1, 0.1]), "predicted_error"),
     "a path for a digest": (changed(profile="../../etc/passwd"), "profile"),
@@ -268,7 +251,7 @@ REFUSED = {
     "settings speed a text": (changed(settings={**CONTENT["settings"], "speed": "2"}), "settings.speed"),
     "settings speed true": (changed(settings={**CONTENT["settings"], "speed": True}), "settings.speed"),
     "settings speed too high": (changed(settings={**CONTENT["settings"], "speed": 1e9}), "settings: speed"),
-    "settings max_gap fractional": (
+    "settings longest_gap fractional": (
         changed(settings={**CONTENT["settings"], "longest_gap": 1.5}),
         "settings.longest_gap",
     ),
@@ -293,14 +276,14 @@ def test_plan_from_json_refuses_a_missing_field(missing: str) -> None:
         plan_from_json(json.dumps({name: value for name, value in CONTENT.items() if name != missing}))
 
 
-def test_a_plan_without_the_check_may_say_nothing_of_misses() -> None:
+def test_a_plan_without_the_check_may_have_no_residual_limits() -> None:
     plan = plan_from_json(changed(residual_limits=[0.0] * 14))
     assert plan.residual_limits == (0.0,) * 14
     assert replace(plan, residual_limits=PLAN.residual_limits) == PLAN
 
 
-def test_misses_are_kept_to_the_digit() -> None:
-    assert any(0.0 < miss < 1.0 for miss in PLAN.residual_limits)
+def test_residual_limits_are_kept_to_the_digit() -> None:
+    assert any(0.0 < limit < 1.0 for limit in PLAN.residual_limits)
     assert plan_from_json(plan_to_json(PLAN)).residual_limits == PLAN.residual_limits
     for whole in (0, 1, 10**6):
         assert plan_from_json(with_item("residual_limits", CHECKED, whole)).residual_limits[CHECKED] == whole
@@ -357,7 +340,7 @@ def change(node: Any, key: Any, rng: random.Random) -> None:
 def on_top(plan: Plan) -> int:
     """A plan that was let in must run: every model call has a feature, and nothing is reused from nowhere.
 
-    How many model calls were computed on top of it, all of which the replay has to tell.
+    Returns how many model calls were computed on top of it, all of which the replay has to report.
     """
     replay = Replay(plan)
     found = 0

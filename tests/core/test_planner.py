@@ -39,14 +39,10 @@ from ertacache.erta.response import ImpulseResponse, UnknownResponse, probe
 from ertacache.erta.schedules import Schedule, even, histories, longest_interval, possible_intervals
 from ertacache.erta.settings import DECLARED, Settings
 from ertacache.erta.simulation import ErrorResponse, Simulation
+from ertacache.tests.core.made import flow
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
 RMS = 2.0
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def trajectory(run: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -70,15 +66,15 @@ def profile_at(sigmas: np.ndarray, runs: int = 3) -> Profile:
     return Profile(MEASURED, tuple(tables))
 
 
-def with_answers(profile: Profile, gain: np.ndarray, deviation: np.ndarray | float) -> Profile:
+def with_error_response(profile: Profile, gain: np.ndarray, deviation: np.ndarray | float) -> Profile:
     deviations = np.broadcast_to(deviation, gain.shape)
     return replace(profile, tables=tuple(replace(t, gain=gain, deviation=deviations) for t in profile.tables))
 
 
 SCHEDULE = flow(24)
-UNANSWERED = profile_at(SCHEDULE[:-1])
+UNPERTURBED = profile_at(SCHEDULE[:-1])
 # Of a model that gives what was recorded, wherever it is asked. (0 to either side would say: not measured.)
-PROFILE = with_answers(UNANSWERED, np.zeros(24), 1e-9)
+PROFILE = with_error_response(UNPERTURBED, np.zeros(24), 1e-9)
 
 
 def plan_for(settings: Settings, profile: Profile | None = PROFILE, schedule: np.ndarray = SCHEDULE, edges=()) -> Plan:
@@ -101,12 +97,12 @@ def terms(plan: Plan) -> set[int]:
 # How many are computed
 
 
-def test_plan_with_every_evaluation_protected_computes_them_all() -> None:
+def test_plan_with_every_call_protected_computes_them_all() -> None:
     assert all(plan_for(Settings(2.0, protect_start=1000)).compute)
 
 
 @pytest.mark.parametrize("speed", [1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0])
-def test_speed_becomes_the_number_of_computed_evaluations(speed: float) -> None:
+def test_speed_becomes_the_number_of_computed_calls(speed: float) -> None:
     wanted = round(24 / speed)
     assert plan_for(Settings(speed)).computed == wanted
     assert plan_for(Settings(speed), profile=None).computed == wanted
@@ -125,7 +121,7 @@ def test_speed_1_computes_everything_and_says_nothing(mode: str, profile: Profil
 
 
 @pytest.mark.parametrize("steps", range(1, MIN_CALLS))
-def test_too_few_evaluations_are_all_computed_with_a_note(steps: int) -> None:
+def test_too_few_calls_are_all_computed_with_a_note(steps: int) -> None:
     schedule = flow(steps)
     plan = plan_for(Settings(2.0), None, schedule)
     assert all(plan.compute)
@@ -159,7 +155,7 @@ def test_longest_gap_is_kept_and_where_it_cannot_be_that_is_noted() -> None:
     assert note("longest_gap_exceeded", computed=6, wanted=2, longest=4) in beyond.notes
 
 
-def test_evaluations_outside_the_measured_range_are_computed() -> None:
+def test_calls_outside_the_measured_range_are_computed() -> None:
     """A profile from a run that began at sigma .97 knows nothing about the pure noise before, nor below .5."""
     middle = PROFILE.sigmas[(PROFILE.sigmas < 0.97) & (PROFILE.sigmas > 0.5)]
     plan = plan_for(Settings(2.0), profile_at(middle))
@@ -195,7 +191,7 @@ def all_schedules(count: int, computed: int, limit: int, required: frozenset[int
     ("predictor", "slope"), [("auto", None), ("linear", 1.0), ("hold", 0.0), ("affine", 0.0)], ids=lambda v: str(v)
 )
 @pytest.mark.parametrize(("edges", "protect_end"), [((), 0), ((0.9,), 2)], ids=["free", "required"])
-def test_plan_is_the_best_of_all_schedules_by_the_costs_of_its_gaps(
+def test_plan_is_the_best_of_all_schedules_by_the_costs_of_its_intervals(
     measured: bool, corrector: bool, predictor: str, slope: float | None, edges: tuple[float, ...], protect_end: int
 ) -> None:
     count, computed = 13, 7
@@ -235,11 +231,13 @@ def noise_around_a_mean() -> Profile:
 
 
 def test_fitted_slope_is_the_line_on_smooth_features_and_holds_on_noise() -> None:
-    """A line only amplifies noise. With a stochastic sampler as well, once there is a profile to tell."""
+    """A line only amplifies noise. With a stochastic sampler as well, once a profile shows it."""
 
     def errors(profile: Profile) -> list[float]:
-        wishes = [Settings(2.0, corrector=False, predictor=name) for name in ("auto", "linear", "hold")]
-        return [solve(Problem(SCHEDULE, stochastic_euler, profile), settings).predicted_error[0] for settings in wishes]
+        choices = [Settings(2.0, corrector=False, predictor=name) for name in ("auto", "linear", "hold")]
+        return [
+            solve(Problem(SCHEDULE, stochastic_euler, profile), settings).predicted_error[0] for settings in choices
+        ]
 
     fitted, drawn, held = errors(PROFILE)
     assert fitted < 1.1 * drawn < 0.5 * held
@@ -300,7 +298,7 @@ def test_built_in_plan_beats_holding_evenly_on_features_it_has_not_seen(schedule
 
 @pytest.mark.parametrize("count", [300, 1000])
 @pytest.mark.parametrize("speed", [1.5, 2.0, 5.0, 10.0, 100.0])
-def test_hundreds_of_evaluations_are_searched_or_evenly_spread_with_a_note(count: int, speed: float) -> None:
+def test_hundreds_of_calls_are_searched_or_evenly_spread_with_a_note(count: int, speed: float) -> None:
     plan = plan_for(Settings(speed, protect_start=2), None, flow(count))
     wanted = round(count / speed)
     assert wanted <= plan.computed <= wanted + 1
@@ -341,7 +339,7 @@ def test_threshold_is_the_papers_walk() -> None:
     assert 1 < plan.computed < 24
 
 
-def test_raising_the_threshold_never_makes_the_first_gap_shorter() -> None:
+def test_raising_the_threshold_never_makes_the_first_interval_shorter() -> None:
     intervals = []
     for threshold in (0.01, 0.05, 0.1, 0.3, 1.0):
         plan = plan_for(Settings(1.0, mode="paper", threshold=threshold))
@@ -369,7 +367,7 @@ def test_paper_mode_without_a_profile_is_even_and_held() -> None:
 # Edges
 
 
-def test_restarts_are_the_first_evaluations_behind_each_edge() -> None:
+def test_resets_are_the_first_calls_behind_each_edge() -> None:
     sigmas = np.array([1.0, 0.8, 0.6, 0.4])
     assert resets_at(sigmas, ()) == {0}
     assert resets_at(sigmas, (0.7, 0.41)) == {0, 2, 3}
@@ -380,7 +378,7 @@ def test_restarts_are_the_first_evaluations_behind_each_edge() -> None:
     assert resets_at(np.array([1.0, 0.5, 0.9, 0.4]), (0.7,)) == {0, 1, 2, 3}
 
 
-def test_edge_that_float32_cannot_tell_from_a_sigma_lies_on_it() -> None:
+def test_edge_that_equals_a_sigma_in_float32_lies_on_it() -> None:
     """ComfyUI compares in float32: at shift 8 half of the run is sigma 8/9, where 20 steps have a model call."""
     sigmas = flow(20)[:-1].astype(np.float32).astype(np.float64)
     edge = 8 / 9
@@ -447,7 +445,7 @@ def test_timesteps_that_cannot_be_known_stay_nominal_with_a_note() -> None:
     assert "timesteps_need_profile" in codes(unmeasured)
 
 
-def test_a_profile_of_far_fewer_evaluations_checks_nothing_and_says_so() -> None:
+def test_a_profile_of_far_fewer_calls_checks_nothing_and_says_so() -> None:
     """24 recorded, the run's number beside it: more than twice is too many."""
     for steps, sparse in ((48, False), (49, True), (100, True)):
         plan = plan_for(Settings(2.0), PROFILE, flow(steps))
@@ -456,7 +454,7 @@ def test_a_profile_of_far_fewer_evaluations_checks_nothing_and_says_so() -> None
         assert plan.predicted_error
 
 
-def test_a_profile_that_cannot_tell_two_evaluations_at_one_sigma_apart_promises_nothing() -> None:
+def test_a_profile_that_cannot_separate_two_calls_at_one_sigma_promises_nothing() -> None:
     """Resampled, both are the same: a plan would reuse every other one and expect no error at all."""
     own = profile_at(twice_per_step(SCHEDULE).sigmas)
     for profile, schedule in ((PROFILE, SCHEDULE), (own, flow(20))):
@@ -468,7 +466,7 @@ def test_a_profile_that_cannot_tell_two_evaluations_at_one_sigma_apart_promises_
     assert solve(Problem(SCHEDULE, twice_per_step, own), Settings(2.0)).predicted_error
 
 
-def test_timesteps_never_move_another_evaluation_behind_an_edge() -> None:
+def test_timesteps_never_move_another_call_behind_an_edge() -> None:
     """Adjusted sigmas are higher, so an edge may be crossed later than on the nominal ones, by a reused model call."""
     settings = Settings(3.0, mode="paper", timesteps=True)
     for i in range(2, 24):
@@ -497,7 +495,7 @@ def test_predicted_error_at_other_step_counts_is_the_measured_one(steps: int) ->
         np.testing.assert_allclose(predicted, measured_errors(euler, schedule, plan), rtol=within)
 
 
-def test_fewer_steps_do_not_make_a_gap_look_harmless() -> None:
+def test_fewer_steps_do_not_make_an_interval_look_harmless() -> None:
     """What is held over the same stretch of sigma errs the same, however many steps lie in it."""
     recorded = profile_at(flow(50)[:-1])
     ends = []
@@ -515,17 +513,17 @@ def test_fewer_steps_do_not_make_a_gap_look_harmless() -> None:
 def simulated(sampler: Callable, plan: Plan, features: np.ndarray, gain: np.ndarray | None = None) -> np.ndarray:
     """How far a run that follows the plan ends from the recorded one. features: (M, n) what that one's model gave.
 
-    gain: (M,) how the model answers where the latent is another: F_e(x) = F_e + gain_e (x - X_e).
+    gain: (M,) how the model's output changes with its latent: F_e(x) = F_e + gain_e (x - X_e).
     """
     recorded = torch.from_numpy(features)[:, None]
-    answers = np.zeros(len(features)) if gain is None else gain
+    gains = np.zeros(len(features)) if gain is None else gain
     places: list[torch.Tensor] = []
 
-    def sample(answer: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def sample(derivative: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
         calls = itertools.count()
 
         def model(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-            return x - sigma.reshape(-1, 1) * answer(next(calls), x)
+            return x - sigma.reshape(-1, 1) * derivative(next(calls), x)
 
         return sampler(model, torch.zeros(1, features.shape[1], dtype=torch.float64))
 
@@ -539,7 +537,7 @@ def simulated(sampler: Callable, plan: Plan, features: np.ndarray, gain: np.ndar
         predicted = replay.predict(i, "guided")
         if predicted is not None:
             return predicted
-        return replay.observe(i, "guided", recorded[i] + float(answers[i]) * (x - places[i]))
+        return replay.observe(i, "guided", recorded[i] + float(gains[i]) * (x - places[i]))
 
     return (sample(record) - sample(follow)).numpy()[0]
 
@@ -576,10 +574,12 @@ def silent(count: int) -> ErrorResponse:
     return ErrorResponse(np.zeros(count), np.zeros(count), np.eye(count))
 
 
-def reshaped(plan: Plan, response: ImpulseResponse, profile: Profile, answer: ErrorResponse) -> tuple[Plan, np.ndarray]:
-    """The plan's schedule with what suits a model that answers so, and (T,) RMS of the end's predicted errors."""
+def reshaped(
+    plan: Plan, response: ImpulseResponse, profile: Profile, error_response: ErrorResponse
+) -> tuple[Plan, np.ndarray]:
+    """The plan's schedule fitted to a model of this error response, and (T,) RMS of the end's predicted errors."""
     grams = profile_grams(profile)
-    simulation = Simulation(response, grams, answer, frozenset(plan.resets))
+    simulation = Simulation(response, grams, error_response, frozenset(plan.resets))
     shape = simulation.fit(plan.compute, plan.settings.method(True, False)[0], plan.settings.corrector)
     fitted = {name: tuple(getattr(shape, name)) for name in ("coefficients", "offsets", "corrections")}
     return replace(plan, **fitted), np.sqrt(shape.squares)
@@ -588,8 +588,8 @@ def reshaped(plan: Plan, response: ImpulseResponse, profile: Profile, answer: Er
 @pytest.mark.parametrize("predictor", ["auto", "hold", "linear", "affine"])
 @pytest.mark.parametrize("corrector", [False, True])
 @pytest.mark.parametrize("sampler", [euler, two_step])
-@pytest.mark.parametrize("answers", [False, True], ids=["open loop", "closed loop"])
-def test_predicted_error_is_that_of_a_simulated_run(sampler, predictor: str, corrector: bool, answers: bool) -> None:
+@pytest.mark.parametrize("perturbed", [False, True], ids=["open loop", "closed loop"])
+def test_predicted_error_is_that_of_a_simulated_run(sampler, predictor: str, corrector: bool, perturbed: bool) -> None:
     """To 1e-6, for each recorded run, edges included. (tests/comfy has it with ComfyUI's own samplers.)"""
     schedule = flow(16)
     sigmas = schedule[:-1]
@@ -600,65 +600,69 @@ def test_predicted_error_is_that_of_a_simulated_run(sampler, predictor: str, cor
 
     settings = Settings(2.5, predictor=predictor, corrector=corrector)
     plan = solve(Problem(schedule, respond, profile, edges=(0.9,)), settings)
-    gain = np.cos(1.0 + 2.0 * np.arange(16)) / sigmas if answers else np.zeros(16)
+    gain = np.cos(1.0 + 2.0 * np.arange(16)) / sigmas if perturbed else np.zeros(16)
     plan, predicted = reshaped(plan, respond(schedule), profile, replace(silent(16), gain=gain))
     assert any(plan.corrections) == corrector
     np.testing.assert_allclose(measured_errors(sampler, schedule, plan, gain), predicted, rtol=1e-6)
-    unanswered = measured_errors(sampler, schedule, plan)
-    assert (np.abs(unanswered / predicted - 1.0).max() > 0.05) == answers, "the answer matters"
+    without = measured_errors(sampler, schedule, plan)
+    assert (np.abs(without / predicted - 1.0).max() > 0.05) == perturbed, "the error response matters"
 
 
 @pytest.mark.parametrize("predictor", ["auto", "hold", "linear", "affine"])
 def test_plan_promises_the_median_and_worst_of_what_its_runs_really_leave(predictor: str) -> None:
-    """Of the final latent's size. The spread is next to nothing, but its presence says that the gains were measured."""
+    """Of the final latent's size. The deviation is next to nothing, but it marks the gains as measured."""
     gain = np.cos(1.0 + 2.0 * np.arange(24)) / SCHEDULE[:-1]
-    profile = with_answers(PROFILE, gain, 1e-9)
+    profile = with_error_response(PROFILE, gain, 1e-9)
     plan = plan_for(Settings(2.5, predictor=predictor), profile)
     found = measured_errors(euler, SCHEDULE, plan, gain) / RMS
     assert plan.predicted_error == pytest.approx((np.median(found), max(found)), rel=1e-5)
     without = plan_for(Settings(2.5, predictor=predictor))
-    assert (plan.compute, plan.corrections) == (without.compute, without.corrections), "made for a cautious answer"
+    assert (plan.compute, plan.corrections) == (without.compute, without.corrections), (
+        "the search assumes a conservative error response"
+    )
     assert plan.predicted_error != without.predicted_error
 
 
-def test_answers_are_pooled_over_the_runs_in_which_they_were_measured() -> None:
-    """By their squares: gains of 3 and 1 are one of 2, with 1 to either side on top of the spreads."""
+def test_error_responses_are_pooled_over_the_runs_in_which_they_were_measured() -> None:
+    """By their squares: gains of 3 and 1 are one of 2, with 1 to either side on top of the deviations."""
     one = np.ones(24)
-    first, second, unmeasured = UNANSWERED.tables
+    first, second, unmeasured = UNPERTURBED.tables
     tables = (
         replace(first, gain=3 * one, deviation=0.5 * one),
         replace(second, gain=one, deviation=1.5 * one),
         unmeasured,
     )
-    apart = plan_for(Settings(2.0), replace(UNANSWERED, tables=tables))
-    pooled = plan_for(Settings(2.0), with_answers(UNANSWERED, 2 * one, np.sqrt(1.0 + (0.5**2 + 1.5**2) / 2)))
+    apart = plan_for(Settings(2.0), replace(UNPERTURBED, tables=tables))
+    pooled = plan_for(Settings(2.0), with_error_response(UNPERTURBED, 2 * one, np.sqrt(1.0 + (0.5**2 + 1.5**2) / 2)))
     assert apart.predicted_error == pytest.approx(pooled.predicted_error, rel=1e-9)
     assert apart.residual_limits == pytest.approx(pooled.residual_limits, rel=1e-9)
 
 
-def test_where_no_answer_was_measured_a_cautious_one_is_expected_with_a_note() -> None:
-    unmeasured = plan_for(Settings(2.0), UNANSWERED)
+def test_where_no_error_response_was_measured_a_conservative_one_is_assumed_with_a_note() -> None:
+    unmeasured = plan_for(Settings(2.0), UNPERTURBED)
     assert "no_error_response_remedy" in codes(unmeasured)
-    blocks = plan_for(Settings(2.0, level="blocks"), replace(UNANSWERED, measured=replace(MEASURED, level="blocks")))
+    blocks = plan_for(Settings(2.0, level="blocks"), replace(UNPERTURBED, measured=replace(MEASURED, level="blocks")))
     assert "no_error_response" in codes(blocks), "nor can it be"
-    cautious = conservative_error_response(SCHEDULE[:-1])
-    simulation = Problem(SCHEDULE, euler_response, UNANSWERED).prediction
+    conservative = conservative_error_response(SCHEDULE[:-1])
+    simulation = Problem(SCHEDULE, euler_response, UNPERTURBED).prediction
     assert (
-        np.array_equal(simulation.error_response.deviation, cautious.deviation)
+        np.array_equal(simulation.error_response.deviation, conservative.deviation)
         and not simulation.error_response.gain.any()
     )
     assert unmeasured.predicted_error[0] > plan_for(Settings(2.0)).predicted_error[0]
     assert plan_for(Settings(2.0)).notes == ()
 
 
-def test_a_model_that_answers_more_is_predicted_to_err_more() -> None:
-    calm, lively = (plan_for(Settings(2.0), with_answers(PROFILE, np.zeros(24), c / SCHEDULE[:-1])) for c in (0.1, 5.0))
+def test_a_model_that_responds_more_is_predicted_to_err_more() -> None:
+    calm, lively = (
+        plan_for(Settings(2.0), with_error_response(PROFILE, np.zeros(24), c / SCHEDULE[:-1])) for c in (0.1, 5.0)
+    )
     assert lively.predicted_error[0] > 1.5 * calm.predicted_error[0]
     assert max(lively.residual_limits) > max(calm.residual_limits)
 
 
-def test_what_an_answer_to_errors_drowns_is_taken_back() -> None:
-    """Then the output that ends a skipped interval tells nothing new: a correction of -1 leaves the prediction in its
+def test_what_an_error_response_drowns_is_taken_back() -> None:
+    """Then the output that ends a skipped interval shows nothing new: a correction of -1 leaves the prediction in its
     place.
     """
     simulation = Problem(SCHEDULE, euler_response, PROFILE).search
@@ -666,19 +670,20 @@ def test_what_an_answer_to_errors_drowns_is_taken_back() -> None:
     first = next(i for i in range(2, 24) if compute[i] and not compute[i - 1])
 
     def correction(size: float) -> float:
-        answering = replace(simulation, error_response=replace(silent(24), deviation=np.full(24, size)))
-        return answering.fit(compute, FittedLine, True).corrections[first]
+        responding = replace(simulation, error_response=replace(silent(24), deviation=np.full(24, size)))
+        return responding.fit(compute, FittedLine, True).corrections[first]
 
     assert correction(1e4) == pytest.approx(-1.0, abs=0.01)
     assert correction(0.0) > 0.0
 
 
 @pytest.mark.parametrize("speed", [2.0, 4.0])
-def test_where_few_evaluations_would_amplify_errors_they_are_held_with_a_note(speed: float) -> None:
+def test_where_few_calls_would_amplify_errors_they_are_held_with_a_note(speed: float) -> None:
     schedule = flow(10)
-    lively = with_answers(profile_at(schedule[:-1]), np.zeros(10), 4.0 / schedule[:-1])
+    lively = with_error_response(profile_at(schedule[:-1]), np.zeros(10), 4.0 / schedule[:-1])
     plan, held = (
-        plan_for(w, lively, schedule) for w in (Settings(speed), Settings(speed, predictor="hold", corrector=False))
+        plan_for(settings, lively, schedule)
+        for settings in (Settings(speed), Settings(speed, predictor="hold", corrector=False))
     )
     chosen = terms(plan) == {1} and not any(plan.corrections)
     assert chosen == (speed == 4.0)
@@ -691,7 +696,7 @@ def test_where_few_evaluations_would_amplify_errors_they_are_held_with_a_note(sp
 
 
 @pytest.mark.parametrize("timesteps", [False, True])
-def test_the_curve_is_what_the_same_wish_comes_to_at_other_speeds(timesteps: bool) -> None:
+def test_the_curve_is_what_the_same_settings_come_to_at_other_speeds(timesteps: bool) -> None:
     settings = Settings(1.7, mode="paper", timesteps=timesteps)
     curve = error_curve(Problem(SCHEDULE, euler_response, PROFILE), settings)
     assert [point.speed for point in curve] == list(CURVE)
@@ -705,7 +710,7 @@ def test_the_curve_is_what_the_same_wish_comes_to_at_other_speeds(timesteps: boo
 # What the check compares with
 
 
-def test_misses_are_what_recorded_runs_miss_and_a_little_more_for_there_are_few() -> None:
+def test_residual_limits_are_the_residuals_of_recorded_runs_and_a_little_more_for_there_are_few() -> None:
     """The largest over the runs, of what was computed at the end of each skipped interval, widened by 1 + 1 / T."""
     plan = plan_for(Settings(2.0, corrector=False))
     expected = np.zeros(24)
@@ -783,12 +788,12 @@ def test_no_correction_at_blocks_level_in_paper_mode_or_where_switched_off(setti
     assert set(plan_for(replace(settings, level="output", mode="planned", corrector=True)).corrections) != {0.0}
 
 
-def wishes() -> Sequence[Settings]:
+def all_choices() -> Sequence[Settings]:
     predictors = ("auto", "hold", "affine", "linear")
     return [Settings(2.0, mode=mode, predictor=p) for mode in ("planned", "paper") for p in predictors]
 
 
-@pytest.mark.parametrize("settings", wishes(), ids=lambda w: f"{w.mode}-{w.predictor}")
+@pytest.mark.parametrize("settings", all_choices(), ids=lambda s: f"{s.mode}-{s.predictor}")
 def test_same_inputs_give_the_same_plan_and_touch_no_random_state(settings: Settings) -> None:
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     schedule = SCHEDULE.copy()
@@ -812,9 +817,9 @@ def test_a_curve_resamples_and_hashes_the_profile_once_and_probes_the_sampler_on
     def counting(owner: Any, name: str) -> None:
         whole = getattr(owner, name)
 
-        def call(*given: Any) -> Any:
+        def call(*values: Any) -> Any:
             counted[name] += 1
-            return whole(*given)
+            return whole(*values)
 
         monkeypatch.setattr(owner, name, call)
 

@@ -1,4 +1,4 @@
-"""Predictors, against least squares on the tensors themselves and where the answer is known."""
+"""Predictors, against least squares on the tensors themselves and where the result is known."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from ertacache.erta.predictors import HELD, MAX_EXTRAPOLATION, Affine, Hold, Pre
 from ertacache.erta.problem import profile_grams
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.recorder import Recorder
+from ertacache.tests.core.made import flow
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
 
 
 SIGMAS = flow(12)[:-1]
@@ -146,7 +142,7 @@ def test_affine_is_the_papers_rectification_with_the_corrected_b_and_not_with_th
         return reused - ((k * reused + b) / 4 + 0.5)
 
     np.testing.assert_allclose(ours, rectified(corrected), atol=1e-9)
-    assert abs(slope * reused.mean()) > 0.01, "otherwise the two could not be told apart"
+    assert abs(slope * reused.mean()) > 0.01, "otherwise the two would not differ"
     assert np.abs(ours - rectified(printed)).min() > 1e-3
 
     def left(predicted: np.ndarray) -> float:
@@ -164,7 +160,7 @@ def test_affine_that_holds_on_every_run_is_kept() -> None:
     assert prediction.offset == pytest.approx(0.1, abs=1e-5)
 
 
-def test_affine_holds_where_a_feature_has_no_spread() -> None:
+def test_affine_holds_where_a_feature_does_not_vary() -> None:
     flat = np.ones((len(SIGMAS), 20))
     assert affine(profile_grams(profile_of([flat]))).predict((2,), 5, 0.0) == Prediction((1.0,), 0.0)
 

@@ -37,7 +37,7 @@ def test_gram_has_a_constant_that_no_feature_is_like(sigmas: np.ndarray) -> None
 
 def test_gram_of_noise_levels_is_that_of_the_flow_sigmas_with_the_same_signal_to_noise_ratio() -> None:
     np.testing.assert_allclose(generic_gram(BELOW_ONE / (1 - BELOW_ONE)), generic_gram(BELOW_ONE), atol=1e-12)
-    assert np.ptp(generic_gram(BELOW_ONE)) > 0.5, "otherwise they would be alike anyway"
+    assert np.ptp(generic_gram(BELOW_ONE)) > 0.5, "otherwise they would be equal anyway"
 
 
 @given(flow_runs, st.randoms(use_true_random=False))
@@ -64,7 +64,7 @@ def test_networks_do_not_tell_sigmas_below_a_thousandth_nor_that_close_to_pure_n
 
 
 @given(any_runs)
-def test_answer_is_finite_bounded_and_says_nothing_about_its_direction(sigmas: np.ndarray) -> None:
+def test_error_response_is_finite_bounded_and_says_nothing_about_its_direction(sigmas: np.ndarray) -> None:
     error_response = conservative_error_response(sigmas)
     np.testing.assert_array_equal(error_response.gain, np.zeros(len(sigmas)))
     in_sigmas = error_response.deviation * sigmas
@@ -72,12 +72,12 @@ def test_answer_is_finite_bounded_and_says_nothing_about_its_direction(sigmas: n
     assert in_sigmas.max() < MAX_ERROR_RESPONSE + 1e-9
 
 
-def test_answer_of_a_flow_model_is_one_over_sigma_and_what_is_left_of_the_signal_up_to_its_limit() -> None:
+def test_error_response_of_a_flow_model_is_one_over_sigma_and_what_is_left_of_the_signal_up_to_its_limit() -> None:
     error_response = conservative_error_response(np.array([1.0, 0.95, 0.9, 0.5, 0.01, 1e-9]))
     assert error_response.deviation == pytest.approx([MAX_ERROR_RESPONSE, 16.0 / 0.95, 10 / 0.9, 4.0, 100 / 0.99, 1e9])
 
 
-def test_answer_of_other_models_is_one_over_sigma() -> None:
+def test_error_response_of_other_models_is_one_over_sigma() -> None:
     sigmas = np.array([14.6, 2.0, 1.0, 0.03])
     assert conservative_error_response(sigmas).deviation == pytest.approx(1 / sigmas)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import random
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -29,6 +28,7 @@ from ertacache.erta.profile_file import (
     to_bytes,
 )
 from ertacache.erta.resampling import interpolation, resampled
+from ertacache.tests.core.made import flow
 
 MEASURED = Measured(
     model_class="WAN21",
@@ -75,8 +75,8 @@ def equal(one: Table, other: Table) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
-def answering(profile: Profile) -> Profile:
-    """With an answer to errors measured in the first run only."""
+def with_error_response(profile: Profile) -> Profile:
+    """With an error response measured in the first run only."""
     first, *others = profile.tables
     responding = replace(first, gain=np.array([-0.5, 0.0, 2.0]), deviation=np.array([0.25, 0.0, 1.5]))
     return Profile(profile.measured, (responding, *others))
@@ -84,8 +84,7 @@ def answering(profile: Profile) -> Profile:
 
 def flow_sigmas(steps: int, shift: float = 8.0) -> np.ndarray:
     """As Wan's schedule "simple", without the trailing zero."""
-    t = 1 - np.arange(steps) / steps
-    return shift * t / (1 + (shift - 1) * t)
+    return flow(steps, shift)[:-1]
 
 
 # Tables
@@ -139,10 +138,10 @@ BAD_TABLES: dict[str, tuple[str, object, str]] = {
     "one gain for all": ("gain", 0.5, "'gain'.*shape"),
     "gain is text": ("gain", ["a", "b", "c"], "'gain'"),
     "gain is nothing": ("gain", None, "'gain'"),
-    "NaN spread": ("deviation", np.array([0.5, np.nan, 0.5]), "'deviation' is nan"),
-    "infinite spread": ("deviation", np.array([0.5, np.inf, 0.5]), "'deviation' is inf"),
-    "negative spread": ("deviation", np.array([0.5, -0.1, 0.5]), "'deviation' is -0.1.*0 or more"),
-    "spread of another size": ("deviation", np.zeros(4), "'deviation'.*shape"),
+    "NaN deviation": ("deviation", np.array([0.5, np.nan, 0.5]), "'deviation' is nan"),
+    "infinite deviation": ("deviation", np.array([0.5, np.inf, 0.5]), "'deviation' is inf"),
+    "negative deviation": ("deviation", np.array([0.5, -0.1, 0.5]), "'deviation' is -0.1.*0 or more"),
+    "deviation of another size": ("deviation", np.zeros(4), "'deviation'.*shape"),
     "mean above norm1": ("mean", np.array([3.5, 1.5, 0.6]), "mean"),
 }
 
@@ -154,7 +153,7 @@ def test_table_refuses(field: str, value: object, message: str) -> None:
         replace(good, **{field: value})
 
 
-def test_an_answer_that_is_left_out_was_not_measured() -> None:
+def test_an_error_response_that_is_left_out_was_not_measured() -> None:
     table = small_profile().tables[0]
     assert not table.has_error_response
     assert table.gain.tolist() == table.deviation.tolist() == [0, 0, 0]
@@ -162,10 +161,10 @@ def test_an_answer_that_is_left_out_was_not_measured() -> None:
     assert replace(table, gain=np.array([0.0, -0.5, 0.0])).has_error_response
 
 
-def test_an_answer_is_kept_as_a_read_only_float64_copy() -> None:
-    given = np.array([1.0, 2.0, 3.0], dtype=np.float32)
-    table = replace(small_profile().tables[0], gain=given, deviation=given)
-    given[0] = 7
+def test_an_error_response_is_kept_as_a_read_only_float64_copy() -> None:
+    gain = np.array([1.0, 2.0, 3.0], dtype=np.float32)
+    table = replace(small_profile().tables[0], gain=gain, deviation=gain)
+    gain[0] = 7
     for kept in (table.gain, table.deviation):
         assert kept.tolist() == [1, 2, 3]
         assert kept.dtype == np.float64
@@ -235,7 +234,7 @@ def test_small_profile_has_golden_bytes() -> None:
     # gram 2 * 6 * 8, l1 2 * 3 * 4, sigmas, norm1, mean 2 * 3 * 8 each, gain, spread 2 * 3 * 8 each,
     # latent_rms, run, stream, elements 2 * 8 each
     assert len(data) - 8 - length == 96 + 24 + 3 * 48 + 2 * 48 + 4 * 16
-    # A change of these digits is a change of the format: files made before can no longer be told apart by digest.
+    # A change of these digits is a change of the format: files made before can no longer be distinguished by digest.
     assert hashlib.sha256(data).hexdigest() == "de4d72e799397b45851f0dd5ce7b376e03b37c8ddbf4b61824baa52d62b922c4"
 
 
@@ -257,8 +256,8 @@ def test_save_and_load_give_the_same_profile() -> None:
     assert (again.runs, again.calls) == (2, 3)
 
 
-def test_answers_survive_save_and_load_and_change_the_digest() -> None:
-    profile = answering(small_profile())
+def test_error_responses_survive_save_and_load_and_change_the_digest() -> None:
+    profile = with_error_response(small_profile())
     again = from_bytes(to_bytes(profile))
     assert all(map(equal, again.tables, profile.tables))
     assert [table.has_error_response for table in again.tables] == [True, False]
@@ -296,7 +295,7 @@ def test_digest_tells_profiles_apart() -> None:
     assert digest(profile) != digest(Profile(replace(MEASURED, shift=None), profile.tables))
 
 
-def test_fifty_evaluations_take_at_most_20_000_bytes() -> None:
+def test_fifty_calls_take_at_most_20_000_bytes() -> None:
     features = np.random.default_rng(0).standard_normal((50, 64))
     one = Profile(MEASURED, (table_of(features, flow_sigmas(50)),))
     assert len(to_bytes(one)) <= 20_000
@@ -398,7 +397,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "gram of another shape": (lambda: altered(lambda h: h["gram"].update(shape=[6, 2])), "'gram'"),
     "elements of another shape": (lambda: altered(lambda h: h["elements"].update(shape=[2, 1])), "'elements'"),
     "gain of another shape": (lambda: altered(lambda h: h["gain"].update(shape=[3, 2])), "'gain'.*shape"),
-    "spread of another shape": (lambda: altered(lambda h: h["spread"].update(shape=[6])), "'spread'.*shape"),
+    "deviation of another shape": (lambda: altered(lambda h: h["spread"].update(shape=[6])), "'spread'.*shape"),
     "gain of another type": (lambda: altered(lambda h: h["gain"].update(dtype="I64")), "'gain'.*F64"),
     "offsets overlap": (lambda: altered(lambda h: h["run"].update(data_offsets=[0, 16])), "'file'"),
     "data cut off": (lambda: to_bytes(small_profile())[:-1], "'file'"),
@@ -411,9 +410,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "negative sigma": (lambda: with_tensor_bytes("sigmas", f8(0.5), f8(-0.5)), "'sigmas' is -0.5"),
     "negative norm1": (lambda: with_tensor_bytes("norm1", f8(3.5), f8(-3.5)), "'norm1' is -3.5"),
     "NaN in gain": (lambda: with_tensor_bytes("gain", f8(0), f8(float("nan"))), "'gain' is nan"),
-    "NaN in spread": (lambda: with_tensor_bytes("spread", f8(0), f8(float("nan"))), "'deviation' is nan"),
-    "infinity in spread": (lambda: with_tensor_bytes("spread", f8(0), f8(float("inf"))), "'deviation' is inf"),
-    "negative spread": (lambda: with_tensor_bytes("spread", f8(0), f8(-0.5)), "'deviation' is -0.5"),
+    "NaN in deviation": (lambda: with_tensor_bytes("spread", f8(0), f8(float("nan"))), "'deviation' is nan"),
+    "infinity in deviation": (lambda: with_tensor_bytes("spread", f8(0), f8(float("inf"))), "'deviation' is inf"),
+    "negative deviation": (lambda: with_tensor_bytes("spread", f8(0), f8(-0.5)), "'deviation' is -0.5"),
     "no elements": (lambda: with_tensor_bytes("elements", np.int64(2).tobytes(), bytes(8)), "'elements' is 0"),
     "run twice": (lambda: with_tensor_bytes("run", np.int64(1).tobytes(), bytes(8)), "'run'"),
 }
@@ -437,32 +436,6 @@ def test_header_is_read_without_the_tables() -> None:
     length = int.from_bytes(file.getvalue()[:8], "little")
     read_header(file)
     assert file.tell() == 8 + length
-
-
-def test_random_mutations_give_a_profile_or_a_profile_error() -> None:
-    data = to_bytes(small_profile())
-    chance = random.Random(0)
-    refused = 0
-    for _ in range(1200):
-        mutated = bytearray(data)
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randrange(len(mutated))
-            kind = chance.randrange(4)
-            if kind == 0:
-                mutated[at] ^= 1 << chance.randrange(8)
-            elif kind == 1:
-                mutated[at] = chance.choice(b'\x00\xff"{}[],:0-9eE')
-            elif kind == 2:
-                del mutated[at : at + chance.randint(1, 9)]
-            else:
-                mutated[at:at] = mutated[chance.randrange(len(mutated)) :][: chance.randint(1, 9)]
-        try:
-            profile = from_bytes(bytes(mutated))
-        except ProfileError:
-            refused += 1
-        else:
-            assert digest(from_bytes(to_bytes(profile))) == digest(profile)
-    assert 900 < refused < 1200  # both outcomes occur
 
 
 def test_writing_refuses_what_reading_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,7 +520,7 @@ def test_t5_the_last_sigma_of_more_steps_lies_below_the_range_and_still_has_a_di
     np.testing.assert_allclose(bend(table.gram, sigmas), bend(true.gram, sigmas), rtol=0.3)
 
 
-def test_t5_a_longer_gap_is_never_cheaper_because_steps_are_fewer(fifty: Profile) -> None:
+def test_t5_a_longer_interval_is_never_cheaper_because_steps_are_fewer(fifty: Profile) -> None:
     shortest = []
     for steps in (80, 60, 40, 30, 20, 10):
         (table,) = resampled(fifty, flow_sigmas(steps)).tables
@@ -557,7 +530,7 @@ def test_t5_a_longer_gap_is_never_cheaper_because_steps_are_fewer(fifty: Profile
     assert shortest == sorted(shortest)
 
 
-def test_an_answer_at_other_sigmas_is_held_and_interpolated_times_sigma(fifty: Profile) -> None:
+def test_an_error_response_at_other_sigmas_is_held_and_interpolated_times_sigma(fifty: Profile) -> None:
     """Its unit is 1 / sigma: what is 0.3 / sigma + 2 is that at any sigma within, and 1 / sigma beyond them."""
     (table,) = fifty.tables
     responding = replace(table, gain=0.3 / table.sigmas + 2.0, deviation=0.7 / table.sigmas)
@@ -575,7 +548,7 @@ def test_what_was_not_measured_is_not_measured_at_other_sigmas_either(fifty: Pro
     assert not table.gain.any()
 
 
-def test_of_answers_at_one_sigma_the_last_counts() -> None:
+def test_of_error_responses_at_one_sigma_the_last_counts() -> None:
     # heun: as the corrector's model call, which comes after the predictor's at the same sigma.
     sigmas = np.array([1.0, 0.5, 0.5])
     table = replace(table_of(np.eye(3), sigmas), gain=np.array([1.0, 2.0, 6.0]), deviation=np.array([1.0, 2.0, 8.0]))
@@ -598,7 +571,7 @@ def test_cubics_are_met_exactly_everywhere() -> None:
     np.testing.assert_allclose(interpolation(nodes, wanted) @ cubic(nodes), cubic(wanted))
 
 
-def test_of_evaluations_that_share_a_sigma_the_last_counts() -> None:
+def test_of_calls_that_share_a_sigma_the_last_counts() -> None:
     # heun: 1, then 0.75 as predicted and as corrected, and so on.
     sigmas = np.array([1.0, 0.75, 0.75, 0.5, 0.5, 0.25])
     weights = interpolation(sigmas, np.array([0.75, 0.6]))
@@ -632,10 +605,10 @@ def test_resampling_refuses_sigmas_that_no_run_has(fifty: Profile) -> None:
     features=hnp.arrays(np.float64, (7, 3), elements=st.floats(-1e3, 1e3)),
     sigmas=hnp.arrays(np.float64, 7, elements=st.floats(1e-9, 20)),
     wanted=hnp.arrays(np.float64, 5, elements=st.floats(1e-9, 30)),
-    answers=hnp.arrays(np.float64, (2, 7), elements=st.floats(-1e3, 1e3)),
+    error_responses=hnp.arrays(np.float64, (2, 7), elements=st.floats(-1e3, 1e3)),
 )
-def test_resampled_tables_are_valid_whatever_was_measured(features, sigmas, wanted, answers) -> None:
-    table = replace(table_of(features, sigmas), gain=answers[0], deviation=np.abs(answers[1]))
+def test_resampled_tables_are_valid_whatever_was_measured(features, sigmas, wanted, error_responses) -> None:
+    table = replace(table_of(features, sigmas), gain=error_responses[0], deviation=np.abs(error_responses[1]))
     moved = resampled(Profile(MEASURED, (table,)), wanted)
     assert digest(from_bytes(to_bytes(moved))) == digest(moved)
 

@@ -87,7 +87,7 @@ def test_streams_become_tables_in_the_order_in_which_they_appeared() -> None:
 
 
 def test_large_features_are_sampled_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 20th of the elements, taken over the whole feature and over every channel, tells distances to some percent."""
+    """A 20th of the elements, taken over the whole feature and over every channel, gives distances to some percent."""
     channels, places = 16, 20_000
     generator = torch.Generator().manual_seed(6)
     # Channels of very different size, laid out innermost: a stride that fell into step with them would see only some.
@@ -120,7 +120,7 @@ def test_sampling_stride_is_odd_and_leaves_small_features_whole(size: int, monke
 # What is no recording
 
 
-def test_missing_evaluation_is_refused() -> None:
+def test_missing_call_is_refused() -> None:
     recorder = Recorder(SIGMAS)
     for i in (0, 1, 3):
         recorder.observe(i, "guided", torch.ones(5))
@@ -151,7 +151,7 @@ def test_run_that_gave_no_numbers_is_refused_not_raised(value: float) -> None:
         recorded(torch.ones(4, 5)).tables(0, value)
 
 
-def test_run_of_one_evaluation_is_refused() -> None:
+def test_run_of_one_call_is_refused() -> None:
     with pytest.raises(IncompleteRecording, match="only one model call"):
         recorded(torch.ones(1, 5), SIGMAS[:1]).tables(0, 1.0)
 

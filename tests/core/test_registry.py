@@ -291,7 +291,7 @@ def test_the_owner_is_named_everywhere_or_nowhere() -> None:
         assert not left and publisher, f"still to fill in: {left or 'PublisherId'}"
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for place in (*OWNER_PLACES, "PublisherId", "REGISTRY_ACCESS_TOKEN"):
-        assert f"`{place}`" in guide, f"CONTRIBUTING.md does not tell the owner of {place}"
+        assert f"`{place}`" in guide, f"CONTRIBUTING.md does not name {place}"
 
 
 def steps(path: Path) -> list[dict[str, Any]]:

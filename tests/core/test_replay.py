@@ -61,7 +61,7 @@ def run(replay: Replay, values: list[float], key: str = KEY) -> list[tuple[str, 
 # The arithmetic
 
 
-def test_reused_evaluation_gets_the_line_through_the_two_newest_computed_ones() -> None:
+def test_reused_call_gets_the_line_through_the_two_newest_computed_ones() -> None:
     # Truth 10, 12, 15, 19. Coefficients 2 and -1 draw the line on by one step: 2 * 12 - 10 = 14, not 15;
     # held it would be 12.
     plan = plan_of("1101", {2: (2.0, -1.0)})
@@ -83,8 +83,8 @@ def test_three_terms_use_the_three_newest_in_their_order() -> None:
     assert run(Replay(plan), [1, 2, 3, 4])[3] == ("reused", 321)
 
 
-def test_correction_hands_on_more_of_what_the_prediction_had_missed() -> None:
-    # Truth 10, 12, -, 19. At 3 the line from 0 and 1 says 3 * 12 - 2 * 10 = 16, so 3 were missed; half of that more
+def test_correction_hands_on_a_share_of_the_residual_on_top() -> None:
+    # Truth 10, 12, -, 19. At 3 the line from 0 and 1 says 3 * 12 - 2 * 10 = 16, a residual of 3; half of it more
     # is handed on: 19 + 0.5 * 3 = 20.5. What is kept for later is the truth: 4 is held at 19, not at 20.5.
     plan = plan_of("11010", {2: (2.0, -1.0), 3: (3.0, -2.0), 4: (1.0,)}, corrections={3: 0.5})
     found = run(Replay(plan), [10, 12, 15, 19, 24])
@@ -92,8 +92,8 @@ def test_correction_hands_on_more_of_what_the_prediction_had_missed() -> None:
     assert found[4] == ("reused", 19)
 
 
-def test_restart_makes_the_next_reuse_start_from_there() -> None:
-    # After the restart at 3 only its own feature is known: held at 40, though 10, 20 and 30 were computed before.
+def test_reset_makes_the_next_reuse_start_from_there() -> None:
+    # After the reset at 3 only its own feature is known: held at 40, though 10, 20 and 30 were computed before.
     plan = plan_of("11110", {4: (1.0,)}, resets=(0, 3))
     assert run(Replay(plan), [10, 20, 30, 40, 50])[4] == ("reused", 40)
 
@@ -108,7 +108,7 @@ def test_plan_that_begins_with_reuse_computes_instead() -> None:
     assert found[3] == ("reused", 30)
 
 
-def test_missing_entry_makes_the_evaluation_computed_never_zero() -> None:
+def test_missing_entry_makes_the_call_computed_never_zero() -> None:
     """A run that starts late: model calls 0 and 1 never came, so 2 cannot be predicted from them."""
     replay = Replay(plan_of("11011010", {2: (2.0, -1.0), 5: (2.0, -1.0), 7: (2.0, -1.0)}))
     assert replay.predict(2, KEY) is None
@@ -164,7 +164,7 @@ def test_history_of_two_shapes_is_no_history() -> None:
     assert replay.predict(4, KEY) is None
 
 
-def test_evaluations_beyond_the_plan_are_computed() -> None:
+def test_calls_beyond_the_plan_are_computed() -> None:
     replay = Replay(plan_of("10", {1: (1.0,)}))
     replay.observe(0, KEY, feature(10))
     assert replay.predict(2, KEY) is None
@@ -184,7 +184,7 @@ def test_streams_do_not_see_each_other() -> None:
 # A run unlike the recorded ones is computed more
 
 
-# Every other model call is held; each computed one tells how far that was off.
+# Every other model call is held; each computed one shows how far that was off.
 HELD = plan_of("1010101010", dict.fromkeys(range(1, 10), (1.0,)), residual_limits=dict.fromkeys(range(2, 10, 2), 0.1))
 
 
@@ -194,13 +194,13 @@ def kinds(replay: Replay, values: list[float]) -> str:
 
 
 def jumping(at: int, by: float) -> list[float]:
-    """10 throughout, but from model call ``at`` on so much more that the miss there is ``by`` of the feature."""
+    """10 throughout, but from model call ``at`` on so much more that the residual there is ``by`` of the feature."""
     return [10.0] * at + [10.0 / (1.0 - by)] * (10 - at)
 
 
 @pytest.mark.parametrize("times", [0.5, 0.99, 1.01, 3.0])
-def test_gap_after_the_next_is_computed_where_a_miss_was_larger_than_care_allows(times: float) -> None:
-    """The miss at 4 is looked at when 6 tells its own, so 7 is the first model call that can be careful about it; at 6
+def test_interval_after_the_next_is_computed_where_a_residual_was_above_its_limit(times: float) -> None:
+    """The residual at 4 is read when 6 has its own, so 7 is the first model call that can be computed for it; at 6
     all is well again, so 9 is reused."""
     replay = Replay(HELD)
     found = kinds(replay, jumping(4, 0.1 * TOLERANCE * times))
@@ -223,7 +223,7 @@ def test_run_that_is_no_number_is_unlike(bad: float) -> None:
     assert kinds(Replay(HELD), [10, 10, bad, 10, 10, 10, 10, 10, 10, 10])[5] == "1"
 
 
-def test_plan_without_misses_checks_nothing() -> None:
+def test_plan_without_residual_limits_checks_nothing() -> None:
     plan = replace(HELD, residual_limits=(0.0,) * 10)
     assert kinds(Replay(plan), [10.0 * 2**i for i in range(10)]) == "1010101010"
 
@@ -238,9 +238,9 @@ def test_what_is_computed_on_top_enters_no_prediction_and_leaves_nothing_to_corr
     found = run(replay, [float(v) for v in values])
     # 20 was held at 10, so 4 hands on 40 + 0.5 * (40 - 20).
     assert found[4] == ("computed", 50)
-    # The miss at 2 was a half: 5 is computed, and 6 is compared with 4, of the plan, but not corrected.
+    # The residual at 2 was a half: 5 is computed, and 6 is compared with 4, of the plan, but not corrected.
     assert found[5:7] == [("computed", 80), ("computed", 160)]
-    # The miss at 4 was a half as well, that at 6 three quarters; 8 was hit exactly by holding 6.
+    # The residual at 4 was a half as well, that at 6 three quarters; 8 was hit exactly by holding 6.
     assert found[7:] == [("computed", 160), ("computed", 160), ("computed", 170)]
     resumed = Replay(plan)
     handed = run(resumed, [10.0, 10.0, 20.0, 20.0, 20.0, 70.0, 20.0, 70.0, 30.0, 70.0])
@@ -296,16 +296,16 @@ def untouched(tensors: list[Tensor], before: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_given_tensors_are_never_written_into(dtype: torch.dtype) -> None:
+def test_tensors_of_the_caller_are_never_written_into(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(3, 4, generator=generator).to(dtype) for _ in range(6)]
     before = [f.clone() for f in features]
     plan = plan_of("110110", {2: (2.0, -1.0), 3: (3.0, -2.0), 5: (1.0,)}, {3: 0.7}, {2: 0.1, 5: 0.2})
     replay = Replay(plan)
-    for i, given in enumerate(features):
+    for i, handed in enumerate(features):
         predicted = replay.predict(i, KEY)
         if predicted is None:
-            replay.observe(i, KEY, given)
+            replay.observe(i, KEY, handed)
         else:
             predicted.fill_(float("nan"))  # what is handed out is the caller's own
     assert untouched(features, before)
@@ -316,12 +316,12 @@ def test_given_tensors_are_never_written_into(dtype: torch.dtype) -> None:
 
 def test_uncorrected_feature_is_handed_back_as_the_same_object() -> None:
     replay = Replay(plan_of("11011", {2: (2.0, -1.0), 3: (3.0, -2.0)}, {3: 0.5}))
-    given = [feature(v) for v in (10, 12, 15, 19, 24)]
-    assert replay.observe(0, KEY, given[0]) is given[0]
-    assert replay.observe(1, KEY, given[1]) is given[1]
+    features = [feature(v) for v in (10, 12, 15, 19, 24)]
+    assert replay.observe(0, KEY, features[0]) is features[0]
+    assert replay.observe(1, KEY, features[1]) is features[1]
     assert replay.predict(2, KEY) is not None
-    assert replay.observe(3, KEY, given[3]) is not given[3]
-    assert replay.observe(4, KEY, given[4]) is given[4]
+    assert replay.observe(3, KEY, features[3]) is not features[3]
+    assert replay.observe(4, KEY, features[4]) is features[4]
 
 
 def test_reuse_is_accumulated_in_float32_from_bfloat16_features() -> None:
@@ -368,11 +368,11 @@ def test_observer_that_reuses_nothing_is_invisible(make: Any) -> None:
     state = torch.random.get_rng_state()
     for i in range(7):  # one more than foreseen
         for key in ("cond", "uncond"):
-            given = torch.randn(2, 3, generator=generator)
-            before = given.clone()
+            handed = torch.randn(2, 3, generator=generator)
+            before = handed.clone()
             assert observer.predict(i, key) is None
-            assert observer.observe(i, key, given) is given
-            assert torch.equal(given, before)
+            assert observer.observe(i, key, handed) is handed
+            assert torch.equal(handed, before)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -381,12 +381,12 @@ def test_close_lets_go_of_every_feature(make: Any) -> None:
     import weakref
 
     observer = make()
-    given = feature(1.0)
-    kept = weakref.ref(given)
-    observer.observe(0, KEY, given)
+    handed = feature(1.0)
+    kept = weakref.ref(handed)
+    observer.observe(0, KEY, handed)
     assert observer.cache_bytes > 0
     observer.close()
-    del given
+    del handed
     assert kept() is None
     assert observer.predict(1, KEY) is None
     observer.close()  # a second time does no harm
@@ -464,9 +464,9 @@ def test_offloaded_every_prediction_is_the_same_to_the_bit(dtype: torch.dtype) -
 def test_offloaded_features_are_copies_and_take_the_room_of_those_let_go() -> None:
     plan = plan_of("11110", {4: (1.5, -0.5)})
     replay = Replay(plan, offload=True)
-    given = [feature(float(i)) for i in range(4)]
+    features = [feature(float(i)) for i in range(4)]
     rooms = []
-    for i, one in enumerate(given):
+    for i, one in enumerate(features):
         assert replay.observe(i, KEY, one) is one
         rooms.append({kept.data_ptr() for _, kept in replay._past[KEY]})
         one.fill_(1e9)  # what the model's own tensor becomes

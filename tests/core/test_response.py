@@ -88,7 +88,7 @@ def test_two_step_output_also_moves_the_following_step() -> None:
     np.testing.assert_allclose(response.matrix[0], [0, a, a - 0.5 * b, a - 0.5 * b, a - 0.5 * b], atol=1e-15)
 
 
-def test_sampler_that_steps_in_place_has_the_same_influence() -> None:
+def test_sampler_that_steps_in_place_has_the_same_impulse_response() -> None:
     np.testing.assert_allclose(probe(euler_in_place).matrix, probe(euler).matrix, atol=1e-15)
 
 
@@ -99,8 +99,8 @@ def test_response_in_float32_agrees_to_float32() -> None:
 
 
 @pytest.mark.parametrize("run", [euler, heun, two_step])
-def test_influence_foretells_a_run_on_any_outputs(run) -> None:
-    """The end of a run with arbitrary outputs is the first latent plus the outputs times their influence."""
+def test_impulse_response_predicts_a_run_on_any_outputs(run) -> None:
+    """The end of a run with arbitrary outputs is the first latent plus the outputs times the impulse response."""
     response = probe(run)
     generator = torch.Generator().manual_seed(1)
     first = torch.randn(1, 3, dtype=torch.float64, generator=generator)
@@ -122,7 +122,7 @@ def adaptive(model: Denoise, x: Tensor) -> Tensor:
 
 
 def adaptive_sigma(model: Denoise, x: Tensor) -> Tensor:
-    """The same number of calls, but the second one's place depends on the first one's answer."""
+    """The same number of calls, but the second one's place depends on the first one's output."""
     d = derivative(model, x, 1.0)
     return derivative(model, x, 0.5 + 0.01 * float(d.abs().max()))
 

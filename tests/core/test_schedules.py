@@ -65,13 +65,13 @@ def test_preset_that_does_not_lie_in_its_own_run_is_refused(steps: list[int]) ->
 # Greedy
 
 
-def test_relative_l1_divides_by_the_reused_evaluation_and_averages_runs() -> None:
+def test_relative_l1_divides_by_the_reused_call_and_averages_runs() -> None:
     l1 = np.array([[[0.0, 2.0], [2.0, 0.0]], [[0.0, 3.0], [3.0, 0.0]]])
     norm1 = np.array([[1.0, 4.0], [1.0, 2.0]])
     np.testing.assert_allclose(relative_l1(l1, norm1), [[0, (2 / 4 + 3 / 2) / 2], [(2 / 1 + 3 / 1) / 2, 0]])
 
 
-def test_greedy_measures_from_the_last_computed_evaluation_and_restarts_only_there() -> None:
+def test_greedy_measures_from_the_last_computed_call_and_begins_anew_only_there() -> None:
     """Features on a line, one apart, so relative[s, i] = |i - s|; with threshold 2.5 that gives C s s C s s C.
 
     Measured from the model call before instead, every distance would be 1 and nothing would ever be computed; summed
@@ -113,7 +113,7 @@ def test_greedy_for_budget_finds_the_smallest_threshold_of_all(seed: int) -> Non
         assert not [c for c in enough if c <= values[values < threshold].max(initial=-1.0)]
 
 
-def test_longest_gap_is_twice_the_mean_and_at_least_two() -> None:
+def test_longest_interval_is_twice_the_mean_and_at_least_two() -> None:
     assert longest_interval(50, 25) == 4
     assert longest_interval(50, 20) == 5
     assert longest_interval(50, 50) == 2
@@ -124,16 +124,16 @@ def test_longest_gap_is_twice_the_mean_and_at_least_two() -> None:
 
 
 def schedules(
-    count: int, computed: int, longest_gap: int, required: Collection[int], resets: Collection[int]
+    count: int, computed: int, longest: int, required: Collection[int], resets: Collection[int]
 ) -> Iterator[Schedule]:
     """Every schedule that the constraints allow, by trying all."""
     fixed = {0, *required, *resets}
     for chosen in itertools.combinations(range(count), computed):
-        if fixed <= set(chosen) and all(b - a <= longest_gap for a, b in itertools.pairwise((*chosen, count))):
+        if fixed <= set(chosen) and all(b - a <= longest for a, b in itertools.pairwise((*chosen, count))):
             yield tuple(i in chosen for i in range(count))
 
 
-def gaps_of(schedule: Schedule, resets: Collection[int]) -> list[tuple[History, int]]:
+def intervals_of(schedule: Schedule, resets: Collection[int]) -> list[tuple[History, int]]:
     """What a schedule costs is looked up for these, walking the model calls one by one."""
     past: list[int] = []
     found = []
@@ -147,7 +147,7 @@ def gaps_of(schedule: Schedule, resets: Collection[int]) -> list[tuple[History, 
 
 
 def total(schedule: Schedule, costs: IntervalCosts, resets: Collection[int]) -> float:
-    return sum(costs[interval] for interval in gaps_of(schedule, resets))
+    return sum(costs[interval] for interval in intervals_of(schedule, resets))
 
 
 def draw(rng: random.Random, count: int) -> tuple[set[int], set[int]]:
@@ -157,24 +157,24 @@ def draw(rng: random.Random, count: int) -> tuple[set[int], set[int]]:
 
 
 def equal_costs(
-    count: int, longest_gap: int, required: Collection[int] = (), resets: Collection[int] = ()
+    count: int, longest: int, required: Collection[int] = (), resets: Collection[int] = ()
 ) -> dict[tuple[History, int], float]:
-    return dict.fromkeys(possible_intervals(count, longest_gap, required, resets), 1.0)
+    return dict.fromkeys(possible_intervals(count, longest, required, resets), 1.0)
 
 
 @pytest.mark.parametrize("count", range(1, 9))
-@pytest.mark.parametrize("longest_gap", [1, 2, 3, 8])
-def test_possible_gaps_are_those_of_all_schedules_there_are_and_no_others(count: int, longest_gap: int) -> None:
+@pytest.mark.parametrize("longest", [1, 2, 3, 8])
+def test_possible_intervals_are_those_of_all_schedules_there_are_and_no_others(count: int, longest: int) -> None:
     rng = random.Random(count)
     for _ in range(4):
         required, resets = draw(rng, count)
         known = {
             interval
             for computed in range(1, count + 1)
-            for schedule in schedules(count, computed, longest_gap, required, resets)
-            for interval in gaps_of(schedule, resets)
+            for schedule in schedules(count, computed, longest, required, resets)
+            for interval in intervals_of(schedule, resets)
         }
-        found = possible_intervals(count, longest_gap, required, resets)
+        found = possible_intervals(count, longest, required, resets)
         assert set(found) == known
         assert len(found) == len(known), "none twice"
 
@@ -187,17 +187,17 @@ def test_budget_is_the_best_of_all_schedules(count: int) -> None:
     for computed in range(1, count + 1):
         for _ in range(6):
             required, resets = draw(rng, count)
-            longest_gap = rng.randint(1, count)
+            longest = rng.randint(1, count)
             # Longer skipped intervals are not always dearer.
-            intervals = possible_intervals(count, longest_gap, required, resets)
+            intervals = possible_intervals(count, longest, required, resets)
             costs = {(history, t): rng.random() * (t - history[0]) for history, t in intervals}
-            known = [(total(s, costs, resets), s) for s in schedules(count, computed, longest_gap, required, resets)]
+            known = [(total(s, costs, resets), s) for s in schedules(count, computed, longest, required, resets)]
             if not known:
                 with pytest.raises(ValueError, match="no schedule computes exactly"):
-                    budget(count, computed, costs, longest_gap, required, resets)
+                    budget(count, computed, costs, longest, required, resets)
                 continue
             feasible += 1
-            found = budget(count, computed, costs, longest_gap, required, resets)
+            found = budget(count, computed, costs, longest, required, resets)
             assert sum(found) == computed
             assert found in [s for _, s in known], "a constraint is broken"
             assert total(found, costs, resets) == pytest.approx(min(known)[0], abs=1e-12)
@@ -205,7 +205,7 @@ def test_budget_is_the_best_of_all_schedules(count: int) -> None:
 
 
 def test_budget_sees_that_the_last_but_one_counts() -> None:
-    """A cost of which the last computed model call alone tells nothing: a search over single places would miss it."""
+    """A cost of which the last computed model call alone says nothing: a search over single calls fails."""
     costs = equal_costs(8, 3)
     for history, t in costs:
         if len(history) == 2 and history[0] - history[1] == 1:
@@ -214,29 +214,27 @@ def test_budget_sees_that_the_last_but_one_counts() -> None:
     assert places(budget(8, 4, costs, 3)) == [0, 1, 4, 5]
 
 
-def test_restart_makes_the_history_begin_anew() -> None:
+def test_reset_makes_the_history_begin_anew() -> None:
     costs = equal_costs(8, 8, resets={0, 4})
-    assert all(len(h) == 1 or h[1] >= 4 for h, _ in costs if h[0] >= 4), "model calls before the restart are not used"
+    assert all(len(h) == 1 or h[1] >= 4 for h, _ in costs if h[0] >= 4), "model calls before the reset are not used"
     costs[(4,), 8] = 0.0
     assert places(budget(8, 5, costs, 8, resets={0, 4})) == [0, 1, 2, 3, 4]
 
 
-def test_no_gap_reaches_over_a_required_evaluation() -> None:
+def test_no_interval_reaches_over_a_required_call() -> None:
     costs = equal_costs(10, 10, required={6}, resets={0, 3})
     assert not [(h, t) for h, t in costs if h[0] < 3 < t or h[0] < 6 < t]
     assert {0, 3, 6} <= set(places(budget(10, 4, costs, 10, required={6}, resets={0, 3})))
 
 
 @pytest.mark.parametrize(
-    ("count", "computed", "longest_gap", "required"),
+    ("count", "computed", "longest", "required"),
     [(10, 2, 3, ()), (10, 2, 10, (4, 7)), (10, 11, 10, ()), (10, 0, 10, ())],
     ids=["skipped interval too short", "more required than computed", "more than there are", "none"],
 )
-def test_budget_that_cannot_be_met_is_refused(
-    count: int, computed: int, longest_gap: int, required: tuple[int]
-) -> None:
+def test_budget_that_cannot_be_met_is_refused(count: int, computed: int, longest: int, required: tuple[int]) -> None:
     with pytest.raises(ValueError, match=f"no schedule computes exactly {computed} of {count}.*allow longer intervals"):
-        budget(count, computed, equal_costs(count, longest_gap, required), longest_gap, required)
+        budget(count, computed, equal_costs(count, longest, required), longest, required)
 
 
 def test_budget_of_equal_costs_does_not_depend_on_the_order_of_the_table() -> None:
@@ -251,7 +249,7 @@ def test_budget_of_everything_computes_everything_and_needs_no_costs() -> None:
 # Histories
 
 
-def test_histories_are_newest_first_and_forget_what_lies_before_a_restart() -> None:
+def test_histories_are_newest_first_and_forget_what_lies_before_a_reset() -> None:
     compute = (True, True, False, True, False, True, False)
     assert histories(compute) == [(), (0,), (1, 0), (1, 0), (3, 1, 0), (3, 1, 0), (5, 3, 1, 0)]
     assert histories(compute, resets={0, 3}) == [(), (0,), (1, 0), (), (3,), (3,), (5, 3)]

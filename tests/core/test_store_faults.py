@@ -85,7 +85,7 @@ STAGES: list[tuple[str, object, str]] = [
 
 @pytest.mark.parametrize(("owner", "failing"), [stage[1:] for stage in STAGES], ids=[stage[0] for stage in STAGES])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
-def test_a_fault_at_any_stage_is_told_and_leaves_the_old_profile(
+def test_a_fault_at_any_stage_is_reported_and_leaves_the_old_profile(
     store: Store, monkeypatch: pytest.MonkeyPatch, owner: object, failing: str, number: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -149,7 +149,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
 # Folders that cannot be written or read
 
 
-def test_a_read_only_folder_is_told_and_still_read(
+def test_a_read_only_folder_is_reported_and_still_read(
     store: Store, start: Callable[[str], subprocess.Popen[bytes]]
 ) -> None:
     """In a process that is not root, whom the system would let through."""
@@ -168,15 +168,15 @@ except Exception as error:
     print(type(error).__name__, error)
 assert store.load("wan").measured.steps == 2 and store.names() == ["wan"]
 """)
-        told, errors = process.communicate(timeout=60)
+        printed, errors = process.communicate(timeout=60)
     finally:
         store.user_dir.chmod(0o755)
     assert process.returncode == 0, errors
-    assert told.startswith(b"StoreFault profile 'wan' cannot be kept: Permission denied"), told
+    assert printed.startswith(b"StoreFault profile 'wan' cannot be kept: Permission denied"), printed
     assert temporary_files(store) == []
 
 
-def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
+def test_a_file_where_the_folder_should_be_is_reported(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("mine")
     for folder in (tmp_path / "store", tmp_path / "store" / "below"):
         with pytest.raises(StoreFault, match="cannot be kept"):
@@ -186,7 +186,7 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_a_file_that_cannot_be_read_is_told_and_left_out(
+def test_a_file_that_cannot_be_read_is_reported_and_left_out(
     store: Store, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:

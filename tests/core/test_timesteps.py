@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from ertacache.erta.timesteps import MIN_PHI, adjusted, phi
-
-
-def flow(steps: int, shift: float = 8.0) -> np.ndarray:
-    t = 1 - np.arange(steps + 1) / steps
-    return shift * t / (1 + (shift - 1) * t)
+from ertacache.tests.core.made import flow
 
 
 def distances(places: list[float]) -> np.ndarray:
@@ -25,7 +21,7 @@ def test_phi_by_hand() -> None:
     np.testing.assert_allclose(factors, [1, 0.75, 1, 0.75, 1])
 
 
-def test_phi_measures_from_the_last_computed_evaluation() -> None:
+def test_phi_measures_from_the_last_computed_call() -> None:
     """Model call 2 reuses 0, two apart; the next is eight apart: 1 - 2/8. From model call 1 it would be 1 - 1/8."""
     assert phi(distances([0, 1, 2, 10]), (True, False, False, True))[2] == 0.75
 
@@ -77,7 +73,7 @@ def test_adjusted_keeps_both_ends_falls_and_never_hurries(seed: int) -> None:
     np.testing.assert_allclose(np.diff(moved)[:-1], (factors * share * np.diff(sigmas))[:-1], rtol=1e-9)
 
 
-def test_adjusted_does_not_write_into_what_it_is_given() -> None:
+def test_adjusted_does_not_write_into_its_inputs() -> None:
     sigmas, factors = flow(10), np.full(10, 0.7)
     before = sigmas.copy()
     adjusted(sigmas, factors)

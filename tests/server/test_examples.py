@@ -105,14 +105,14 @@ def test_nodes_exist_and_links_fit_both_their_ends(object_info: dict[str, Any], 
     assert {node["type"] for node in nodes_of(name)} <= set(object_info)
     for number, source, slot, target, socket, kind in content["links"]:
         giver, taker = nodes[source], nodes[target]
-        declared = {given: type_ for given, type_, _ in declared_inputs(object_info[taker["type"]])}
+        declared = {declared_name: type_ for declared_name, type_, _ in declared_inputs(object_info[taker["type"]])}
         entry = taker["inputs"][socket]
         assert entry["link"] == number and number in giver["outputs"][slot]["links"]
         assert declared[entry["name"]] == entry["type"] == giver["outputs"][slot]["type"] == kind
         assert object_info[giver["type"]]["output"][slot] == kind
     linked = [socket["link"] for node in nodes.values() for socket in node["inputs"] if socket["link"] is not None]
-    given = [link for node in nodes.values() for output in node["outputs"] for link in output["links"]]
-    assert sorted(linked) == sorted(given) == [link[0] for link in content["links"]]
+    outgoing = [link for node in nodes.values() for output in node["outputs"] for link in output["links"]]
+    assert sorted(linked) == sorted(outgoing) == [link[0] for link in content["links"]]
 
 
 def test_a_server_that_has_the_files_takes_them_all(stocked: ComfyServer, object_info: dict[str, Any]):
@@ -142,7 +142,7 @@ def test_the_demos_own_renders(server: ComfyServer, object_info: dict[str, Any])
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_file_is_named_with_its_address_and_folder(server: ComfyServer, name: str):
-    told = next(node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
+    described = next(node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
     for node in nodes_of(name):
         named = {value for value in node["widgets_values"] if str(value).endswith(".safetensors")}
         models = {model["name"]: model for model in node["properties"].get("models", [])}
@@ -153,8 +153,8 @@ def test_every_model_file_is_named_with_its_address_and_folder(server: ComfyServ
             address = urllib.parse.urlsplit(model["url"])
             assert (address.scheme, address.netloc) == ("https", "huggingface.co")
             assert "/resolve/main/" in address.path and address.path.endswith(f"/{file}") and "{" not in address.path
-            assert f"{model['directory']}: [{file}]({model['url']})" in told
-    assert (NOT_RENDERED in told) == (name != "demo_tiny_wan")
+            assert f"{model['directory']}: [{file}]({model['url']})" in described
+    assert (NOT_RENDERED in described) == (name != "demo_tiny_wan")
 
 
 @pytest.mark.parametrize("name", NAMES)

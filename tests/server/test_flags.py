@@ -43,15 +43,15 @@ def bench_on(server: ComfyServer) -> Bench:
     return Bench(server, MODEL)
 
 
-Told = tuple[dict[str, Any], torch.Tensor]
+Outcome = tuple[dict[str, Any], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def usual(server: ComfyServer, comfy: ModuleType) -> Callable[[bool], Told]:
+def usual(server: ComfyServer, comfy: ModuleType) -> Callable[[bool], Outcome]:
     """usual(cpu) -> report and latent of the built-in plan at double speed on that device, without any option."""
 
     @functools.cache
-    def on(cpu: bool) -> Told:
+    def on(cpu: bool) -> Outcome:
         if cpu:
             return built_in(bench_on(server))
         with ComfyServer(cpu=False) as another:
@@ -60,14 +60,14 @@ def usual(server: ComfyServer, comfy: ModuleType) -> Callable[[bool], Told]:
     return on
 
 
-def built_in(bench: Bench) -> Told:
+def built_in(bench: Bench) -> Outcome:
     outputs = bench.run(**SMALL, sampler=cached(steps=STEPS, without_profile="built-in plan"), save=save())
     return report(outputs), bench.latent(outputs)
 
 
 @pytest.mark.parametrize(("options", "dtype"), FLAGS)
 def test_a_switch_of_comfyui_changes_nothing_of_what_a_plan_does(
-    usual: Callable[[bool], Told],
+    usual: Callable[[bool], Outcome],
     comfy: ModuleType,
     options: tuple[str, ...],
     dtype: torch.dtype,
@@ -91,9 +91,9 @@ def at_double_speed_it_is_the_plan_without_the_option(
     bench: Bench, expected: dict[str, Any], latent: torch.Tensor, dtype: torch.dtype
 ) -> None:
     outputs = bench.run(**SMALL, sampler=cached(steps=STEPS, without_profile="built-in plan"), save=save())
-    told = report(outputs)
-    assert (told["computed"], told["calls"]) == (STEPS // 2, STEPS)
-    assert (told["compute"], told["sigmas"]) == (expected["compute"], expected["sigmas"])
+    found = report(outputs)
+    assert (found["computed"], found["calls"]) == (STEPS // 2, STEPS)
+    assert (found["compute"], found["sigmas"]) == (expected["compute"], expected["sigmas"])
     difference = (bench.latent(outputs) - latent).norm() / latent.norm()
     assert difference < 50 * torch.finfo(dtype).eps, f"{difference:.2e} off"
 
@@ -104,9 +104,9 @@ def another_seed_has_the_same_plan(bench: Bench, executes_all: bool) -> None:
     for seed in (11, 12, 13):
         patch = node("ERTACache", model=["model", 0], speed=2.0, mode="planned", without_profile="built-in plan")
         outputs = bench.run(**SMALL, patch=patch, sampler=full("patch", seed=seed, steps=12), save=save())
-        (told,) = bench.heard("ertacache.report")
-        assert told["report"]["computed"] == 6
-        plans.append(told["report"]["plan"])
+        (event,) = bench.heard("ertacache.report")
+        assert event["report"]["computed"] == 6
+        plans.append(event["report"]["plan"])
         latents.append(bench.latent(outputs))
         kept = {name for one in bench.heard("execution_cached") for name in one["nodes"]}
         assert not (executes_all and kept)

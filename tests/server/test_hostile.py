@@ -5,39 +5,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from ertacache.demo.server import ComfyServer, WorkflowError
+from ertacache.demo.server import WorkflowError
 from ertacache.tests.core import test_hostile_plans as plans
 from ertacache.tests.core import test_hostile_profiles as profiles
-from ertacache.tests.server.test_nodes import Bench, cached, codes, full, make_bench, node, profiling, report, save
+from ertacache.tests.server.test_nodes import Bench, cached, codes, full, make_bench, node, profiling, report
+from ertacache.tests.server.test_queue import bench, server, small
 from ertacache.tests.server.test_soak import one_thread
 
-__all__ = ["make_bench", "one_thread"]  # fixtures
+__all__ = ["bench", "make_bench", "one_thread", "server"]  # fixtures
 
 MUTATED = 100
 STEPS = 12
-
-
-def small(**nodes: Any) -> dict[str, Any]:
-    empty = node("EmptyHunyuanLatentVideo", width=32, height=32, length=5, batch_size=1)
-    return {"empty": empty, "save": save(), **nodes}
-
-
-@pytest.fixture(scope="module")
-def server(one_thread: None) -> Iterator[ComfyServer]:
-    """In place of the one that all share: hundreds of tiny renders are many times faster on one thread."""
-    with ComfyServer() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def bench(make_bench: Callable[[], Bench]) -> Bench:
-    return make_bench()
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +31,11 @@ def plain(bench: Bench) -> torch.Tensor:
 
 
 def check(bench: Bench, outputs: dict[str, Any], plain: torch.Tensor) -> dict[str, Any]:
-    latent, told = bench.latent(outputs), report(outputs)
+    latent, found = bench.latent(outputs), report(outputs)
     assert torch.isfinite(latent).all()
     assert latent.norm() < 10.0 * plain.norm()
-    assert told["calls"] == STEPS and told["computed"] + told["reused"] == STEPS
-    return told
+    assert found["calls"] == STEPS and found["computed"] + found["reused"] == STEPS
+    return found
 
 
 def still_right(bench: Bench, plain: torch.Tensor) -> None:
@@ -88,12 +72,12 @@ def test_a_store_full_of_mutated_profiles_keeps_the_good_one_usable(
     for seed, path in enumerate(written):
         path.write_bytes(profiles.FAMILIES[seed % 5](random.Random(seed)))
     try:
-        told = report(bench.run(**small(sampler=cached(seed=8))))
+        found = report(bench.run(**small(sampler=cached(seed=8))))
     finally:
         for path in written:
             path.unlink()
-    assert told["computed"] == STEPS // 2
-    assert "profile_found" in codes(told)
+    assert found["computed"] == STEPS // 2
+    assert "profile_found" in codes(found)
 
 
 def test_mutated_plans_in_the_workflow(make_bench: Callable[[], Bench]) -> None:
@@ -105,9 +89,9 @@ def test_mutated_plans_in_the_workflow(make_bench: Callable[[], Bench]) -> None:
     for seed in range(MUTATED):
         chance = random.Random(seed)
         text = plans.FAMILIES[seed % len(plans.FAMILIES)](good, chance).encode("utf-8", "replace").decode()
-        told = check(bench, bench.run(**small(sampler=cached(plan=text, **built_in))), plain)
-        used = "carried" in codes(told)
-        refused = "carried_refused" in codes(told)
+        found = check(bench, bench.run(**small(sampler=cached(plan=text, **built_in))), plain)
+        used = "carried" in codes(found)
+        refused = "carried_refused" in codes(found)
         assert not (used and refused)
         outcomes["used" if used else "refused" if refused else "of another run"] += 1
     assert outcomes["used"] > 5 and outcomes["refused"] > 20, outcomes

@@ -20,12 +20,12 @@ import argparse, http.server, json, signal, subprocess, sys, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--port", type=int)
 parser.add_argument("--misbehave", default="")
-given, _ = parser.parse_known_args()
-if given.misbehave == "crash":
+args, _ = parser.parse_known_args()
+if args.misbehave == "crash":
     sys.exit("a package is missing")
-if given.misbehave == "silent":
+if args.misbehave == "silent":
     time.sleep(60)
-if given.misbehave == "stubborn":
+if args.misbehave == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("child", child.pid, flush=True)
@@ -36,7 +36,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps({"system": {"argv": sys.argv}}).encode())
 
-http.server.HTTPServer(("127.0.0.1", given.port), Answer).serve_forever()
+http.server.HTTPServer(("127.0.0.1", args.port), Answer).serve_forever()
 """
 
 USER = """

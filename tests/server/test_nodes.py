@@ -131,9 +131,9 @@ def report(outputs: dict[str, Any], at: str = "sampler") -> dict[str, Any]:
     return dict(found)
 
 
-def codes(told: dict[str, Any]) -> list[str]:
+def codes(found: dict[str, Any]) -> list[str]:
     """Of a report's notes."""
-    return [note["code"] for note in told["notes"]]
+    return [note["code"] for note in found["notes"]]
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +158,8 @@ def test_a_profile_is_measured_kept_and_followed(bench: Bench, profiled: dict[st
     assert [row[i] for i, row in enumerate(profile["map"])] == [0.0] * STEPS
 
 
-def test_the_knob_is_told_what_other_speeds_come_to(profiled: dict[str, Any]):
-    """As the profile tells it, whose sampler this is; nothing where a preset takes the knob's place."""
+def test_the_knob_shows_what_other_speeds_come_to(profiled: dict[str, Any]):
+    """As the profile predicts it, whose sampler this is; nothing where a preset takes the knob's place."""
     curve = report(profiled)["curve"]
     assert [point["computed"] for point in curve] == [
         point["computed"] for point in report(profiled, "profile")["curve"]
@@ -233,7 +233,7 @@ def test_a_profile_gives_out_the_plain_render(bench: Bench):
     assert torch.equal(bench.latent(outputs, "shown"), bench.latent(outputs, "kept"))
 
 
-def test_a_profile_that_cannot_be_recorded_is_told_and_keeps_nothing(bench: Bench):
+def test_a_profile_that_cannot_be_recorded_is_refused_and_keeps_nothing(bench: Bench):
     before = bench.files()
     with pytest.raises(WorkflowError, match=r"0 of 2 runs were measured\. everything computed: how often") as caught:
         bench.run(profile=profiling("impossible", sampler_name="dpm_adaptive"))
@@ -257,7 +257,7 @@ def test_cancelling_a_profile_keeps_nothing(bench: Bench):
     asked: list[Event] = []
 
     def cancel(event: Event) -> None:
-        """From the third step on: newer versions of ComfyUI do not tell of every step."""
+        """From the third step on: newer versions of ComfyUI do not report every step."""
         if event.type == "progress" and event.data["value"] >= 3 and not asked:
             asked.append(event)
             bench.server.client.interrupt()
@@ -289,10 +289,10 @@ def test_a_patched_model_from_the_servers_cache_works_each_time(bench: Bench, pr
         )
         (kept,) = bench.heard("execution_cached")
         assert ("patch" in kept["nodes"]) == (turn > 0)
-        (told,) = bench.heard("ertacache.report")
-        assert told["node"] == "patch"
-        assert told["report"]["computed"] == STEPS // 2
-        plans.append(told["report"]["plan"])
+        (event,) = bench.heard("ertacache.report")
+        assert event["node"] == "patch"
+        assert event["report"]["computed"] == STEPS // 2
+        plans.append(event["report"]["plan"])
         latents.append(bench.latent(outputs))
     assert len(set(plans)) == 1
     assert not torch.equal(latents[0], latents[1])
@@ -376,8 +376,8 @@ def test_of_two_caches_in_a_row_the_last_one_counts(bench: Bench, profiled: dict
         sampler=full("second"),
         save=save(),
     )
-    (told,) = bench.heard("ertacache.report")
-    assert (told["node"], told["report"]["computed"]) == ("second", STEPS // 2)
+    (event,) = bench.heard("ertacache.report")
+    assert (event["node"], event["report"]["computed"]) == ("second", STEPS // 2)
     assert torch.equal(bench.latent(outputs), bench.latent(profiled))
 
 
@@ -395,7 +395,7 @@ def test_two_samplers_in_a_row_have_a_run_and_a_report_each(bench: Bench, profil
     assert not torch.equal(bench.latent(outputs), bench.latent(outputs, "kept"))
 
 
-def test_an_impossible_wish_is_refused_in_words(bench: Bench, profiled: dict[str, Any]):
+def test_impossible_settings_are_refused_in_words(bench: Bench, profiled: dict[str, Any]):
     with pytest.raises(PromptError, match="speed"):
         bench.run(sampler=cached(0.5), save=save())
     with pytest.raises(WorkflowError, match=r"'renamed' does not ship with this version; choose one of"):
@@ -427,18 +427,18 @@ def test_a_saved_file_renders_the_same_where_the_profile_is_gone(make_bench: Cal
         return outputs, report(outputs) if kind == "sampler" else bench.heard("ertacache.report")[-1]["report"]
 
     bench.run(sampler=cached(seed=1), save=save())
-    first, told = run(drawn=as_drawn(kind))
+    first, found = run(drawn=as_drawn(kind))
     carried = bench.workflow(first)["nodes"][0]["widgets_values"][-3]
-    assert carried == told["plan"]
-    for note in told["notes"]:
+    assert carried == found["plan"]
+    for note in found["notes"]:
         if note["code"] == "profile_found":
             (bench.store / f"{note['values']['name']}.safetensors").unlink()
-    again, told = run(carried)
-    assert "carried" in codes(told)
+    again, found = run(carried)
+    assert "carried" in codes(found)
     assert torch.equal(bench.latent(again), bench.latent(first))
-    assert told["plan"] == carried
-    _, told = run()
-    assert told["computed"] == STEPS, "without the plan it is measured anew"
+    assert found["plan"] == carried
+    _, found = run()
+    assert found["computed"] == STEPS, "without the plan it is measured anew"
 
 
 def test_nothing_asked_means_nothing_run(bench: Bench, profiled: dict[str, Any]):

@@ -34,6 +34,7 @@ LOAD = {"profile": node("ERTALoadProfile", name="queue")}
 
 @pytest.fixture(scope="module")
 def server(one_thread: None) -> Iterator[ComfyServer]:
+    """In place of the one that all share: hundreds of tiny renders are many times faster on one thread."""
     with ComfyServer() as running:
         yield running
 
@@ -57,8 +58,8 @@ def fresh(bench: Bench) -> dict[str, torch.Tensor]:
 def test_bypassed_muted_or_deleted_the_node_leaves_nothing_behind(bench: Bench, fresh: dict[str, torch.Tensor]) -> None:
     """T17, and at a size that the node has not seen."""
     bench.run(**small(**LOAD, patch=patch(), sampler=full("patch")))
-    (told,) = bench.heard("ertacache.report")
-    assert told["report"]["reused"] == 6
+    (event,) = bench.heard("ertacache.report")
+    assert event["report"]["reused"] == 6
     bypassed = bench.run(**small(**LOAD, sampler=full(steps=12, cfg=3.0)))
     wide = bench.run(**small(**WIDE, sampler=full()))
     assert not bench.heard("ertacache.report")
@@ -76,7 +77,7 @@ def test_a_branch_with_and_one_without_the_node_do_not_touch(bench: Bench, fresh
 def test_a_copied_node_has_a_report_of_its_own(bench: Bench, fresh: dict[str, torch.Tensor]) -> None:
     graph = {"sampler": full("patch", seed=31), "other": full("copy", seed=31), "kept": save("other")}
     outputs = bench.run(**small(**LOAD, patch=patch(), copy=patch(), **graph))
-    assert sorted(told["node"] for told in bench.heard("ertacache.report")) == ["copy", "patch"]
+    assert sorted(event["node"] for event in bench.heard("ertacache.report")) == ["copy", "patch"]
     assert torch.equal(bench.latent(outputs), bench.latent(outputs, "kept"))
 
 
@@ -86,10 +87,10 @@ def test_a_change_upstream_is_seen_and_named(bench: Bench, fresh: dict[str, torc
     latents, notes = [], []
     for nodes in ({"patch": patch()}, {"shift": shift, "patch": patch("shift")}, {"patch": patch()}):
         outputs = bench.run(**small(**LOAD, **nodes, sampler=full("patch", seed=41)))
-        (told,) = bench.heard("ertacache.report")
-        assert told["report"]["computed"] == 6
+        (event,) = bench.heard("ertacache.report")
+        assert event["report"]["computed"] == 6
         latents.append(bench.latent(outputs))
-        notes.append([note["values"].get("field") for note in told["report"]["notes"]])
+        notes.append([note["values"].get("field") for note in event["report"]["notes"]])
     assert "shift" in notes[1] and "shift" not in notes[0] + notes[2]
     assert torch.equal(latents[0], latents[2]) and not torch.equal(latents[0], latents[1])
 

@@ -79,7 +79,7 @@ def test_an_error_in_a_node_names_it(server: ComfyServer):
     assert "Traceback" in caught.value.traceback or "save_images" in caught.value.traceback
 
 
-def test_a_cancelled_run_is_told_apart_from_an_error(server: ComfyServer):
+def test_a_cancelled_run_is_no_error(server: ComfyServer):
     """ComfyUI looks for a cancellation before each node, so it comes while an earlier one is at work."""
     prompt = {
         "1": picture(1024),

@@ -105,7 +105,7 @@ def render(bench: Bench, graph: dict[str, Any], hear: Callable[[Event], None] | 
 
 
 def cancel(bench: Bench, chance: random.Random) -> None:
-    """A run that is stopped at some step; newer versions of ComfyUI do not tell of every one."""
+    """A run that is stopped at some step; newer versions of ComfyUI do not report every one."""
     after, asked = chance.randint(1, 6), []
 
     def stop(event: Event) -> None:

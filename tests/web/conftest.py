@@ -154,7 +154,7 @@ def browser() -> Iterator[Any]:
 
 
 def greet(server: ComfyServer) -> None:
-    """Tell the front end that its welcome was seen; otherwise that covers the canvas."""
+    """Mark the front end's welcome as seen; otherwise it covers the canvas."""
     body = json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}).encode()
     headers = {"Content-Type": "application/json"}
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/settings", body, headers)).close()

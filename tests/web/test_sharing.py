@@ -53,8 +53,8 @@ PATCH_INSTEAD = """() => {
   app.graph.add(plain);
   app.graph.add(patch);
   const values = (node) => Object.fromEntries(node.widgets.map((widget) => [widget.name, widget.value]));
-  const given = values(ours);
-  for (const widget of plain.widgets) if (widget.name in given) widget.value = given[widget.name];
+  const wanted = values(ours);
+  for (const widget of plain.widgets) if (widget.name in wanted) widget.value = wanted[widget.name];
   ours.getInputNode(ours.findInputSlot("model")).connect(0, patch, "model");
   patch.connect(0, plain, "model");
   for (const name of ["positive", "negative", "latent_image"])
