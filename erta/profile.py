@@ -126,7 +126,8 @@ class Table:
         norm1 = _shaped("norm1", self.norm1, (count,))
         mean = _shaped("mean", self.mean, (count,))
         _check_distances(l1, norm1, mean)
-        kept = {"sigmas": sigmas, "gram": _checked_gram(gram), "l1": grams.mirrored(l1), "norm1": norm1, "mean": mean}
+        _check_gram(gram)
+        kept = {"sigmas": sigmas, "gram": gram, "l1": l1, "norm1": norm1, "mean": mean}
         for name in ("gain", "deviation"):
             value = getattr(self, name)
             kept[name] = _shaped(name, value, (count,)) if np.size(value) else np.zeros(count)
@@ -244,20 +245,13 @@ def _shaped(name: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
 def _check_distances(l1: np.ndarray, norm1: np.ndarray, mean: np.ndarray) -> None:
     check_all("l1", l1, l1 >= 0, "0 or more")
     check_all("l1", np.diag(l1), np.diag(l1) == 0, "0 between a feature and itself")
-    check_all("l1", l1, l1 - l1.T <= grams.TOLERANCE * l1.max(), "symmetric")
+    check_all("l1", l1, l1 == l1.T, "symmetric")
     check_all("norm1", norm1, norm1 >= 0, "0 or more")
     check_all("mean", mean, np.abs(mean) <= norm1 * (1 + 1e-6), "no larger than norm1, the mean of absolute values")
 
 
-def _checked_gram(gram: np.ndarray) -> np.ndarray:
-    """Exactly symmetric. That it is positive semidefinite makes every predicted squared error 0 or more."""
-    diagonal = np.diag(gram)
-    check_all("gram", diagonal, diagonal >= 0, "0 or more on the diagonal")
-    scale = diagonal.sum()
-    check_all("gram", gram, (gram <= scale) & (gram >= -scale), "no larger than the squares of the features")
-    if scale >= grams.LEAST_TRACE:
-        check_all("gram", gram, gram - gram.T <= grams.TOLERANCE * scale, "symmetric")
-    gram = grams.mirrored(gram)
+def _check_gram(gram: np.ndarray) -> None:
+    """That it is positive semidefinite makes every predicted squared error 0 or more."""
+    check_all("gram", gram, gram == gram.T, "symmetric")
     if not grams.is_semidefinite(gram):
         raise refusal("gram", gram, "a matrix of scalar products (positive semidefinite)")
-    return gram

@@ -6,6 +6,8 @@ follow from the distances by their measured ratio, which changes slowly with sig
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from . import gram as grams
@@ -46,11 +48,8 @@ def _resampled(table: Table, sigmas: np.ndarray) -> Table:
         linear @ (response * table.sigmas)[last] / np.maximum(sigmas, 1e-12)
         for response in (table.gain, table.deviation)
     )
-    return Table(
-        run=table.run,
-        stream=table.stream,
-        elements=table.elements,
-        latent_rms=table.latent_rms,
+    return replace(
+        table,
         sigmas=sigmas,
         gram=gram,
         l1=grams.mirrored(l1),
@@ -117,12 +116,10 @@ def ratio_of(mean: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def with_diagonal(ratio: np.ndarray) -> np.ndarray:
-    """The ratio towards a feature itself, which is 0 / 0, taken from its neighbours."""
-    count = len(ratio)
+    """(M, M) symmetric ratios with those of a feature to itself, which are 0 / 0, taken from its neighbours."""
+    beside = np.diag(ratio, 1) if len(ratio) > 1 else np.zeros(1)
     filled = ratio.copy()
-    for i in range(count):
-        beside = [j for j in (i - 1, i + 1) if 0 <= j < count]
-        filled[i, i] = ratio[i, beside].mean() if beside else 0.0
+    np.fill_diagonal(filled, (np.r_[beside[0], beside] + np.r_[beside, beside[-1]]) / 2)
     return filled
 
 
