@@ -46,7 +46,7 @@ class Recording:
         if report.complete:
             try:
                 notes = self.on_tables(measured, recorder.tables(self.run, latent_rms(context, samples)))
-                self.on_features(recorder.features())
+                self.on_features(recorder.features)
             except IncompleteRecording as incomplete:
                 notes = (note("not_recorded", reason=incomplete),)
         self.on_report(replace(report, notes=(*report.notes, *notes)))

@@ -26,6 +26,8 @@ class PerturbedRun:
     plan: reuses some steps. features: what the Recorder kept; each is released when the run has passed it.
     """
 
+    notes: tuple[Note, ...] = ()
+
     def __init__(self, plan: Plan, response: ImpulseResponse, features: dict[str, dict[int, Tensor]]) -> None:
         self._replay = Replay(plan)
         self._response = response
@@ -46,10 +48,6 @@ class PerturbedRun:
             self._measure(i, key, change, errors)
         self._keep(i, key, used)
         return used
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        return ()
 
     def close(self) -> None:
         self._replay.close()

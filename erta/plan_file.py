@@ -83,8 +83,9 @@ def _settings(value: Any) -> Settings:
     _field(isinstance(value, dict), "settings", "must be an object")
     known = {f.name for f in fields(Settings)}
     _field(set(value) == known, "settings", "has other fields than this version knows")
+    taken: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
     try:
-        return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in value.items()})
+        return Settings(**taken)
     except ValueError as error:
         raise _error("settings", str(error)) from None
 

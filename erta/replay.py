@@ -83,7 +83,8 @@ class Replay:
         if self._depth:
             oldest = past.pop()[1] if len(past) == self._depth else None
             past.insert(0, (i, put_aside(feature, oldest) if self._offload else feature))
-        self.cache_bytes = max(self.cache_bytes, self._held())
+        held = sum(feature.nbytes for past in self._past.values() for _, feature in past)
+        self.cache_bytes = max(self.cache_bytes, held)
 
     def _check(self, i: int, residual: Tensor, feature: Tensor) -> None:
         """Decide by the residual of the interval before; this one's is on its way from the device meanwhile."""
@@ -101,9 +102,7 @@ class Replay:
         """The plan's prediction of model call i, or None where it needs other features than are kept."""
         coefficients = self.plan.coefficients[i]
         past = self._past.get(key, [])[: len(coefficients)]
-        if not past or len(past) < len(coefficients):
-            return None
-        if tuple(index for index, _ in past) != self._history[i][: len(coefficients)]:
+        if not past or tuple(index for index, _ in past) != self._history[i][: len(coefficients)]:
             return None
         dtype = torch.promote_types(past[0][1].dtype, torch.float32)
         features = (fetch(feature, self._devices[key]) for _, feature in past)
@@ -112,20 +111,14 @@ class Replay:
             predicted = predicted.add_(feature, alpha=coefficient)
         return predicted.add_(self.plan.offsets[i]) if self.plan.offsets[i] else predicted
 
-    def _held(self) -> int:
-        return sum(feature.nbytes for past in self._past.values() for _, feature in past)
-
 
 class Scalar:
     """A number on its way from the device. ``value`` waits until it has arrived."""
 
     def __init__(self, value: Tensor) -> None:
-        self._arrived = None
-        self._value = value.detach()
-        if value.device.type == "cuda":
-            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-            self._value.copy_(value, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._value = put_aside(value.detach()) if value.is_cuda else value.detach()
+        self._arrived = torch.cuda.Event() if value.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
             self._arrived.record()
 
     def value(self) -> float:

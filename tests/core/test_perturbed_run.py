@@ -242,7 +242,7 @@ class Answering:
 
     def rehearse(self, plan: Plan) -> tuple[Table, ...]:
         tables = self.recorder.tables(0, 1.0)
-        perturbed = PerturbedRun(plan, self.response, self.recorder.features())
+        perturbed = PerturbedRun(plan, self.response, self.recorder.features)
         for key in self.answers:
             calls = iter(range(self.response.calls))
 
