@@ -9,12 +9,10 @@ import contextlib
 import logging
 import os
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from ..erta.profile import Measured, Profile, ProfileError
 from ..erta.profile_file import MAX_BYTES, from_bytes, read_header, to_bytes
@@ -24,8 +22,6 @@ MAX_NAME = 64
 
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME}}}")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
-_ABANDONED = 3600.0  # seconds after which a temporary file is what a killed server left: writing one takes moments
 _SHIPPED = Path(__file__).parent.parent / "profiles"
 
 
@@ -71,7 +67,6 @@ class Store:
             self.user_dir.mkdir(parents=True, exist_ok=True)
             target = self.path(name)
             _write(target.with_name(f".{uuid.uuid4().hex}.tmp"), target, data)
-            self._sweep()
         return target
 
     def load(self, name: str) -> Profile:
@@ -83,7 +78,7 @@ class Store:
         path = self._find(name)
         try:
             with _faults(f"profile {name!r} cannot be read", "make it readable"), path.open("rb") as file:
-                return from_bytes(_checked(file).read(MAX_BYTES + 1))
+                return from_bytes(file.read(MAX_BYTES + 1))
         except ProfileError as error:
             raise ProfileError(f"{path.name}: {error}") from None
 
@@ -97,7 +92,7 @@ class Store:
         for name in self.names():
             try:
                 with self._find(name).open("rb") as file:
-                    readable.append((name, read_header(_checked(file))))
+                    readable.append((name, read_header(file)))
             except (ProfileError, StoreError, OSError) as error:
                 unreadable.append(f"{name}{SUFFIX}: {error}")
         if unreadable:
@@ -114,14 +109,6 @@ class Store:
             name = stem[: MAX_NAME - len(ending)] + ending
         return name
 
-    def _sweep(self) -> None:
-        """Remove what killed servers left behind long ago; another server may be writing right now."""
-        for path in self.user_dir.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                with contextlib.suppress(OSError):
-                    if time.time() - path.lstat().st_mtime > _ABANDONED:
-                        path.unlink()
-
     def _folders(self) -> tuple[Path, ...]:
         return (self.user_dir, *self.shipped_dirs)
 
@@ -129,7 +116,7 @@ class Store:
         return {path.name[: -len(SUFFIX)] for folder in self._folders() for path in folder.glob(f"*{SUFFIX}")}
 
     def _is_there(self, name: str) -> bool:
-        paths = [folder / f"{name}{SUFFIX}" for folder in self._folders()]
+        paths = (folder / f"{name}{SUFFIX}" for folder in self._folders())
         return any(path.is_file() and not path.is_symlink() for path in paths)
 
     def _find(self, name: str) -> Path:
@@ -169,7 +156,7 @@ def _write(temporary: Path, target: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:
-        # What cannot be removed now is swept up later, and must not hide why.
+        # What cannot be removed either must not hide why.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -188,10 +175,3 @@ def _is_name(name: str) -> bool:
     except StoreError:
         return False
     return True
-
-
-def _checked(file: BinaryIO) -> BinaryIO:
-    size = os.fstat(file.fileno()).st_size
-    if size > MAX_BYTES:
-        raise ProfileError(f"{size} bytes are more than a profile has ({MAX_BYTES}): choose a profile file")
-    return file

@@ -50,12 +50,7 @@ def ksampler_inputs() -> list[Any]:
     return [
         io.Model.Input("model", tooltip="The model to sample with, after LoRAs and shift."),
         io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="Seed of the noise.",
+            "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Seed of the noise."
         ),
         io.Int.Input("steps", default=50, min=1, max=10000, tooltip="Steps of the full run that is sped up."),
         io.Float.Input("cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),

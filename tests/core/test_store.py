@@ -142,7 +142,7 @@ def test_unreadable_files_are_skipped_with_one_warning(store: Store, caplog: pyt
         assert [name for name, _ in store.headers()] == ["good"]
     assert len(caplog.records) == 1
     assert "bad.safetensors: profile field 'header'" in caplog.text
-    assert f"worse.safetensors: {MAX_BYTES + 1} bytes" in caplog.text
+    assert "worse.safetensors: profile field 'header'" in caplog.text
 
 
 def test_load_error_names_the_file(store: Store) -> None:
@@ -152,11 +152,11 @@ def test_load_error_names_the_file(store: Store) -> None:
         store.load("wan")
 
 
-def test_oversized_file_is_refused_before_it_is_read(store: Store) -> None:
+def test_of_an_oversized_file_no_more_is_read_than_it_takes_to_refuse_it(store: Store) -> None:
     store.user_dir.mkdir(parents=True)
     with store.path("wan").open("wb") as file:
         file.truncate(2**40)  # sparse: reading it would fail for lack of memory
-    with pytest.raises(ProfileError, match=r"wan\.safetensors: 1099511627776 bytes"):
+    with pytest.raises(ProfileError, match=rf"wan\.safetensors: .*at most {MAX_BYTES} bytes"):
         store.load("wan")
 
 
