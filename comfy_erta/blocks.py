@@ -75,21 +75,18 @@ class BlocksLevel:
         self.entered: Tensor | None = None
         self.left: Tensor | None = None
         self.room: Tensor | None = None
-        second = [slot for slot in slots if slot[0] != slots[0][0]]
-        self.join = second[0] if second else None
+        self.join = next((slot for slot in slots if slot[0] != slots[0][0]), None)
         self.before_join: Tensor | None = None
         # What keeps books: traced by torch.compile it would be compiled anew as they fill, and has lost entries.
         self.enter, self.leave = _untraced(self._enter), _untraced(self._leave_computed)
         self.begin, self.locate_text = _untraced(self._begin), _untraced(self._locate_text)
-        self.text_first: bool | None = None if second else False
+        self.text_first: bool | None = None if self.join else False
 
     def prepare(self, guider: Any) -> None:
-        """Put ``forward`` around the diffusion model, in the guider's options of this run."""
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.forward, options)
 
     def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
-        """One model call: (x, timestep, ...) -> (denoised, whether all of its forwards were reused)."""
         if not self.session.expects_reuse:
             self.session.check(args[1])
         self.forwards = self.forwards_reused = 0
@@ -151,8 +148,8 @@ class BlocksLevel:
 
     def _enter(self, image: Tensor) -> None:
         self.left = self._reused(image)
-        self.forwards_reused += self.left is not None
         if self.left is not None:
+            self.forwards_reused += 1
             return
         # A copy: blocks of some models write into their input, and so does what VACE and S2V add between them.
         if self.session.start.offload:

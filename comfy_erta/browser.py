@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from ..erta.schedules import as_text
 from .report import Report
 from .task import Start
 
@@ -21,21 +22,19 @@ class Progress:
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
         self._sent = 0.0
-        self._kinds: list[str] = []
+        self._kinds = ""
 
     def begin(self, start: Start) -> None:
-        """Send the plan."""
-        self._kinds = []
-        kinds = start.plan.compute if start.plan else (True,) * len(start.sigmas)
-        content = {"compute": "".join("1" if computed else "0" for computed in kinds), "sigmas": list(start.sigmas)}
-        _send("ertacache.plan", {"node": self._node_id, **content})
+        self._kinds = ""
+        compute = as_text(start.plan.compute) if start.plan else "1" * len(start.sigmas)
+        _send("ertacache.plan", {"node": self._node_id, "compute": compute, "sigmas": list(start.sigmas)})
 
     def called(self, i: int, computed: bool) -> None:
         """Send what the model calls so far were, unless that was done a moment ago."""
-        self._kinds.append("1" if computed else "0")
+        self._kinds += "1" if computed else "0"
         if time.monotonic() - self._sent >= _INTERVAL:
             self._sent = time.monotonic()
-            _send("ertacache.step", {"node": self._node_id, "kinds": "".join(self._kinds)})
+            _send("ertacache.step", {"node": self._node_id, "kinds": self._kinds})
 
 
 def send_report(node_id: str | None, report: Report) -> None:

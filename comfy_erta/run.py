@@ -7,6 +7,7 @@ the guider's options made for this run only.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import comfy.model_patcher
@@ -16,7 +17,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..erta.notes import note
-from ..erta.plan import Plan
 from ..erta.plan_file import plan_to_json
 from ..erta.response import UnknownResponse
 from ..erta.schedules import as_text
@@ -36,12 +36,8 @@ _OTHER_CACHES += ("cache_dit", "spectrum")
 def attach(model: Any, task: Task, watcher: Watcher | None = None) -> Any:
     """A clone of a ModelPatcher whose sampling runs the task observes. A second application replaces the first."""
     clone = model.clone()
-
-    def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        return _observe_run(task, watcher, executor, *args, **kwargs)
-
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_observe_run, task, watcher))
     clone.set_attachments(KEY, task)
     return clone
 
@@ -135,7 +131,7 @@ def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Wa
 
 
 def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
-    start, observer = session.start, session.start.observer
+    start, plan, observer = session.start, session.start.plan, session.start.observer
     notes = (*start.notes, *filter(None, [session.mismatch]), *(() if observer is None else observer.notes))
     return Report(
         calls=session.call + 1,
@@ -147,12 +143,8 @@ def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
         cache_bytes=0 if observer is None else observer.cache_bytes,
         notes=notes,
         complete=session.mismatch is None,
-        **_planned(start.plan),
+        predicted_error=plan.predicted_error if plan else (),
+        plan=plan_to_json(plan) if plan else "",
+        compute=as_text(plan.compute) if plan else "",
+        sigmas=plan.sigmas if plan else (),
     )
-
-
-def _planned(plan: Plan | None) -> dict[str, Any]:
-    if plan is None:
-        return {}
-    known = {"predicted_error": plan.predicted_error, "sigmas": plan.sigmas}
-    return {**known, "plan": plan_to_json(plan), "compute": as_text(plan.compute)}

@@ -45,8 +45,9 @@ class Replay:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What happened against the plan."""
-        departures = {"unlike_profile": self._on_top, "cache_unfit": sorted(self._unfit)}
-        return tuple(note(code, call=calls[0], count=len(calls)) for code, calls in departures.items() if calls)
+        on_top, unfit = self._on_top, sorted(self._unfit)
+        unlike = [note("unlike_profile", call=on_top[0], count=len(on_top))] if on_top else []
+        return (*unlike, *([note("cache_unfit", call=unfit[0], count=len(unfit))] if unfit else []))
 
     def predict(self, i: int, key: str) -> Tensor | None:
         if i >= len(self.plan.compute) or self.plan.compute[i] or self._careful:
