@@ -36,7 +36,7 @@ Slot = tuple[str, int]
 def block_slots(model_patcher: Any) -> list[Slot]:
     """The slots of a model's blocks, in the order in which they run. Raises UnknownResponse where they are unknown."""
     model = model_patcher.model.diffusion_model
-    slots = [(kind, i) for kind, name in _known_blocks(model).items() for i in range(len(getattr(model, name)))]
+    slots = [(kind, i) for kind, name in known_blocks(model).items() for i in range(len(getattr(model, name)))]
     if not slots:
         raise UnknownResponse(
             f"level 'blocks' is known for {', '.join(_BLOCKS)} only, this is {type(model).__name__}: "
@@ -45,12 +45,8 @@ def block_slots(model_patcher: Any) -> list[Slot]:
     return slots
 
 
-def has_blocks(model_patcher: Any) -> bool:
-    """Whether level blocks is known for the model."""
-    return bool(_known_blocks(model_patcher.model.diffusion_model))
-
-
-def _known_blocks(model: Any) -> dict[str, str]:
+def known_blocks(model: Any) -> dict[str, str]:
+    """The row of _BLOCKS for a diffusion model, empty where there is none."""
     # What derives from Wan keeps its loop over the blocks; what derives from others may not.
     wan = "WanModel" in (cls.__name__ for cls in type(model).__mro__)
     return _BLOCKS.get("WanModel" if wan else type(model).__name__, {})

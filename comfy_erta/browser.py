@@ -63,16 +63,12 @@ def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None,
     if node is None or node.get("type") not in _CARRIERS:
         return
     values = node.get("widgets_values")
-    if isinstance(values, list) and len(values) >= -place and _is_plans(values[place]):
+    old = values[place] if isinstance(values, list) and len(values) >= -place else None
+    if isinstance(old, str) and old.lstrip()[:1] in ("", "{"):  # else a value of a version with other widgets
         values[place] = plan
     named = node.get("widgets_values_named")
     if isinstance(named, dict) and "plan" in named:
         named["plan"] = plan
-
-
-def _is_plans(value: Any) -> bool:
-    """Whether a widget's value is one of the plan's: of a version with other widgets it is something else."""
-    return isinstance(value, str) and (not value.strip() or value.lstrip().startswith("{"))
 
 
 def _find_node(workflow: Any, path: list[str]) -> dict[str, Any] | None:

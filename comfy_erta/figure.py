@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 _WIDTH_MIN, _SIDE_MAX = 192, 512  # of one panel
 _FACTORS = (1000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 _BACK, _INK, _FAINT, _LINE, _MARK = "#17191d", "#e6e6e6", "#5a606b", "#5fb0ff", "#ff6b5e"
-
-Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
-Box: TypeAlias = "tuple[int, int, int, int]"  # left, top, right, bottom
 
 
 def comparison_figure(
@@ -64,8 +61,11 @@ def _panel(colours: np.ndarray) -> Image.Image:
     return image.resize((max(1, round(width * scale)), max(1, round(height * scale))), how)
 
 
-def _plot(draw: ImageDraw.ImageDraw, box: Box, values: Sequence[float], font: Font) -> None:
-    """PSNR over the frame number, of two frames or more; with a line at the median, and the worst frame marked."""
+def _plot(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Sequence[float], font: Any) -> None:
+    """PSNR over the frame number, of two frames or more; with a line at the median, and the worst frame marked.
+
+    box: left, top, right, bottom.
+    """
     left, top, right, bottom = box
     row = int(font.getbbox("0g")[3]) + 4
     draw.text((left, top), "PSNR per frame, dB (line: median)", _INK, font)
@@ -88,5 +88,3 @@ def _plot(draw: ImageDraw.ImageDraw, box: Box, values: Sequence[float], font: Fo
         draw.ellipse((x - r, height - r, x + r, height + r), _MARK if n == worst else _LINE)
     for n in (0, len(values) - 1):
         draw.text((xs[n], bottom + 4), str(n + 1), _INK, font, anchor="mt")
-    if min(abs(xs[worst] - xs[0]), abs(xs[worst] - xs[-1])) > 2 * row:
-        draw.text((xs[worst], bottom + 4), str(worst + 1), _MARK, font, anchor="mt")

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from ..erta import VERSION
 from ..erta.notes import Note, note
 from ..erta.profile import Measured
 from .blocks import block_slots
+from .probing import sampler_name
 from .task import Context
 
 PARAMETERS_READ = 64
@@ -30,10 +30,7 @@ _REFUSED = ("model_class", "parameters", "weights", "loras", "level")
 _USED = ("guidance", "latent_shape")
 _REMARKED = ("sampling", "shift", "steps", "sampler", "scheduler", *_USED)
 
-_PREFIX = "diffusion_model."
 _REMEDY = "Record a new profile with ERTA Profile or disconnect it."
-# What torch.compile puts into the names of what it wraps.
-_COMPILED = "_orig_mod."
 
 
 def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
@@ -54,7 +51,7 @@ def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
         loras=fingerprint_loras(model),
         sampling=_sampling_name(sampling),
         shift=_number(vars(sampling).get("shift")),
-        sampler=_sampler_name(context.sampler),
+        sampler=sampler_name(context.sampler).removeprefix("sample_"),
         scheduler=scheduler,
         steps=len(context.schedule) - 1,
         guidance=_number(getattr(context.guider, "cfg", None)),
@@ -105,13 +102,14 @@ def fingerprint_weights(model: ModelPatcher) -> str:
     another fingerprint, as it should: its features differ. Parameters without data (device "meta") count by name and
     shape alone.
     """
-    held = {name.replace(_COMPILED, ""): weight for name, weight in model.model.diffusion_model.named_parameters()}
+    parameters = model.model.diffusion_model.named_parameters()
+    held = {name.replace("_orig_mod.", ""): weight for name, weight in parameters}  # as torch.compile calls them
     names = sorted(held)
     picked = np.linspace(0, len(names) - 1, min(PARAMETERS_READ, len(names))).round().astype(int)
     digest = hashlib.sha256()
     for name in (names[i] for i in picked):
         digest.update(f"{name}{tuple(held[name].shape)}".encode())
-        digest.update(_sample(_unpatched(model, _PREFIX + name, held[name])))
+        digest.update(_sample(_unpatched(model, f"diffusion_model.{name}", held[name])))
     return digest.hexdigest()
 
 
@@ -174,11 +172,6 @@ def _sampling_name(sampling: object) -> str:
     """Class names of the sampling's parts; ComfyUI joins them in a class of no telling name."""
     parts = type(sampling).__bases__
     return "+".join(part.__name__ for part in parts) if len(parts) > 1 else type(sampling).__name__
-
-
-def _sampler_name(sampler: Any) -> str:
-    function = getattr(sampler, "sampler_function", None)
-    return str(getattr(function, "__name__", type(sampler).__name__)).removeprefix("sample_")
 
 
 def _number(value: object) -> float | None:

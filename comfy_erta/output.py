@@ -21,9 +21,6 @@ class OutputLevel:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def prepare(self, guider: Any) -> None:
-        """Nothing: the wrapper that every run has is enough."""
-
     def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
         x, timestep = args[0], args[1]
         d = self.session.predict(GUIDED)

@@ -24,7 +24,7 @@ from .blocks import BlocksLevel, block_slots
 from .edges import conditioning_edges, guidance_edges
 from .output import OutputLevel
 from .report import Report
-from .session import KEY, Level, Session
+from .session import KEY, Session
 from .stopwatch import Stopwatch
 from .task import Context, Start, Task, Watcher
 
@@ -44,8 +44,7 @@ def attach(model: Any, task: Task, watcher: Watcher | None = None) -> Any:
 
 def attached_task(model: Any) -> Task | None:
     """The task that ``attach`` put on a ModelPatcher, None where there is none."""
-    task: Task | None = model.get_attachment(KEY)
-    return task
+    return model.get_attachment(KEY)
 
 
 def _observe_run(
@@ -112,8 +111,10 @@ def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
 
 def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Watcher | None) -> None:
     """Put the session's level around every model call of the sampler."""
-    blocks = session.start.level == "blocks" and session.observer is not None
-    level: Level = BlocksLevel(session, block_slots(guider.model_patcher)) if blocks else OutputLevel(session)
+    level: OutputLevel | BlocksLevel = OutputLevel(session)
+    if session.start.level == "blocks" and session.observer is not None:
+        level = BlocksLevel(session, block_slots(guider.model_patcher))
+        level.prepare(guider)
 
     def predict_noise(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         session.call += 1
@@ -127,7 +128,6 @@ def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Wa
     comfy.patcher_extension.add_wrapper_with_key(
         WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, is_model_options=True
     )
-    level.prepare(guider)
 
 
 def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
@@ -135,8 +135,8 @@ def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
     notes = (*start.notes, *filter(None, [session.mismatch]), *(() if observer is None else observer.notes))
     return Report(
         calls=session.call + 1,
-        computed=stopwatch.count("computed"),
-        reused=stopwatch.count("reused"),
+        computed=len(stopwatch.laps["computed"]),
+        reused=len(stopwatch.laps["reused"]),
         seconds=seconds,
         seconds_computed=stopwatch.seconds("computed"),
         seconds_reused=stopwatch.seconds("reused"),

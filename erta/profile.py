@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -77,8 +76,9 @@ class Measured:
             raise refusal("level", self.level, "'output' or 'blocks'")
         _check_count("parameters", self.parameters, 0, MAX_COUNT)
         _check_count("steps", self.steps, 1, 10 * MAX_CALLS)
-        for name in ("shift", "guidance"):
-            _check_number_or_none(name, getattr(self, name))
+        for name, value in (("shift", self.shift), ("guidance", self.guidance)):
+            if value is not None and not (_is_number(value) and abs(value) <= MAX_SIGMA):
+                raise refusal(name, value, f"none, or a number of at most {MAX_SIGMA:g}")
         if not isinstance(self.latent_shape, tuple) or not 1 <= len(self.latent_shape) <= 8:
             raise refusal("latent_shape", self.latent_shape, "1 to 8 whole numbers")
         for size in self.latent_shape:
@@ -179,11 +179,6 @@ class Profile:
         return self.tables[0].sigmas
 
     @property
-    def runs(self) -> int:
-        """How many runs were recorded."""
-        return len({table.run for table in self.tables})
-
-    @property
     def calls(self) -> int:
         """M, model calls per run."""
         return self.sigmas.size
@@ -224,11 +219,6 @@ def _check_fingerprint(name: str, value: object) -> None:
 def _check_count(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise refusal(name, value, f"a whole number from {least} to {most}")
-
-
-def _check_number_or_none(name: str, value: Any) -> None:
-    if value is not None and not (_is_number(value) and -MAX_SIGMA <= value <= MAX_SIGMA):
-        raise refusal(name, value, f"none, or a number of at most {MAX_SIGMA:g}")
 
 
 def _is_number(value: object) -> bool:

@@ -72,8 +72,8 @@ class Recorder:
                 sigmas=self.sigmas,
                 gram=gram,
                 l1=l1,
-                norm1=np.concatenate([_row_means(row.abs()) for row in torch.split(stacked, 1)]),
-                mean=_row_means(stacked),
+                norm1=np.array([row.abs().mean(dtype=torch.float64) for row in stacked]),
+                mean=stacked.mean(dim=1, dtype=torch.float64).numpy(),
             )
         except ProfileError as error:  # a run of one step, or one that gave NaN
             raise IncompleteRecording(f"stream {stream}: {error}") from None
@@ -104,8 +104,3 @@ def pairwise(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
     i, j = torch.triu_indices(count, count, offset=1)
     l1[i, j] = l1[j, i] = sums / elements
     return ((gram + gram.T) / 2).numpy(), l1.numpy()
-
-
-def _row_means(features: Tensor) -> np.ndarray:
-    means: np.ndarray = features.mean(dim=1, dtype=torch.float64).numpy()
-    return means

@@ -17,13 +17,11 @@ TOLERANCE = 2.0
 class Replay:
     """Predicts what the plan reuses from the features it has seen. What does not fit the plan is computed.
 
-    A feature is only predicted from the very calls that the plan's coefficients are for. After a call that was computed
-    against the plan, a stream that appears late or a changed shape, calls are computed until the plan's own history is
-    complete again.
+    A feature is only predicted from the very calls that the plan's coefficients are for. Where one of them is missing
+    (a stream that appears late, a changed shape), calls are computed until the plan's own history is complete again.
 
-    Each skipped interval of the plan ends at a computed call, whose residual is the error of its prediction. Where that
-    is unlike the recorded runs, the next interval is computed. What is computed on top of the plan, or for want of a
-    prediction, enters no later prediction, so that the plan goes on as soon as it can.
+    Where the residual at the end of an interval is unlike the recorded runs, a later interval is computed
+    (docs/method.md, The check). What is computed against the plan enters no later prediction: the plan goes on soon.
 
     offload: features are kept in main memory. A prediction fetches them one by one and is the same to the bit.
     """

@@ -1,9 +1,7 @@
 """A cached run, simulated in the space of weights over recorded features (docs/method.md, Simulation).
 
-A cached run calls its model at latents that are off. With delta the position error at a computed call t, in units of
-recorded features, the model's output is ``F_t + gain_t delta + rho_t``, where rho_t is a direction of its own. All else
-about a sampler and a plan is linear, and lengths are taken in the profile's Gram matrices. So the best slope and
-correction of each interval are least squares in what the run will really have at hand.
+A cached run calls its model at latents that are off: with a position error delta at a computed call t, the output is
+``F_t + gain_t delta + rho_t``, where rho_t is a direction of its own. All else is linear.
 """
 
 from __future__ import annotations

@@ -115,5 +115,4 @@ class ERTALoadProfile(io.ComfyNode):
 def render(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """KSampler itself, with its bar, previews, masks and batch indices."""
     others = dict(inputs)
-    latent: dict[str, Any] = comfy_nodes.common_ksampler(model, latent=others.pop("latent_image"), **others)[0]
-    return latent
+    return comfy_nodes.common_ksampler(model, latent=others.pop("latent_image"), **others)[0]

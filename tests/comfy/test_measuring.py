@@ -149,7 +149,7 @@ def test_a_perturbed_run_that_goes_elsewhere_measures_nothing_and_says_so(wan, s
 
     monkeypatch.setattr(measuring.Perturbing, "begin", astray)
     found, latents, reports = measured(wan, sample)
-    assert found.runs == 2 and not any(table.has_error_response for table in found.tables)
+    assert len(found.tables) == 2 and not any(table.has_error_response for table in found.tables)
     assert "error_response_failed" in codes(reports[1])
     assert torch.equal(latents[2], sample(seed=21))
 
@@ -193,7 +193,7 @@ def test_the_node_says_where_no_error_response_was_measured(wan, conds, kept_her
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"sampler_name": "dpm_adaptive"}, "depends on what the model answers.*Choose a sampler .* such as euler"),
+        ({"sampler_name": "dpm_adaptive"}, "depends on the model's outputs.*Choose a sampler .* such as euler"),
         ({"steps": 1}, "only one model call.*2 steps or more"),
         ({"denoise": 0.0}, "give steps and a denoise above 0"),
     ],
