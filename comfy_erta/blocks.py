@@ -36,7 +36,7 @@ Slot = tuple[str, int]
 def block_slots(model_patcher: Any) -> list[Slot]:
     """The slots of a model's blocks, in the order in which they run. Raises UnknownResponse where they are unknown."""
     model = model_patcher.model.diffusion_model
-    slots = [(kind, i) for kind, name in _known_blocks(model).items() for i in range(len(getattr(model, name)))]
+    slots = [(kind, i) for kind, name in known_blocks(model).items() for i in range(len(getattr(model, name)))]
     if not slots:
         raise UnknownResponse(
             f"level 'blocks' is known for {', '.join(_BLOCKS)} only, this is {type(model).__name__}: "
@@ -45,12 +45,8 @@ def block_slots(model_patcher: Any) -> list[Slot]:
     return slots
 
 
-def has_blocks(model_patcher: Any) -> bool:
-    """Whether level blocks is known for the model."""
-    return bool(_known_blocks(model_patcher.model.diffusion_model))
-
-
-def _known_blocks(model: Any) -> dict[str, str]:
+def known_blocks(model: Any) -> dict[str, str]:
+    """The row of _BLOCKS for a diffusion model, empty where there is none."""
     # What derives from Wan keeps its loop over the blocks; what derives from others may not.
     wan = "WanModel" in (cls.__name__ for cls in type(model).__mro__)
     return _BLOCKS.get("WanModel" if wan else type(model).__name__, {})
@@ -75,21 +71,18 @@ class BlocksLevel:
         self.entered: Tensor | None = None
         self.left: Tensor | None = None
         self.room: Tensor | None = None
-        second = [slot for slot in slots if slot[0] != slots[0][0]]
-        self.join = second[0] if second else None
+        self.join = next((slot for slot in slots if slot[0] != slots[0][0]), None)
         self.before_join: Tensor | None = None
         # What keeps books: traced by torch.compile it would be compiled anew as they fill, and has lost entries.
         self.enter, self.leave = _untraced(self._enter), _untraced(self._leave_computed)
         self.begin, self.locate_text = _untraced(self._begin), _untraced(self._locate_text)
-        self.text_first: bool | None = None if second else False
+        self.text_first: bool | None = None if self.join else False
 
     def prepare(self, guider: Any) -> None:
-        """Put ``forward`` around the diffusion model, in the guider's options of this run."""
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.forward, options)
 
     def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
-        """One model call: (x, timestep, ...) -> (denoised, whether all of its forwards were reused)."""
         if not self.session.expects_reuse:
             self.session.check(args[1])
         self.forwards = self.forwards_reused = 0
@@ -151,8 +144,8 @@ class BlocksLevel:
 
     def _enter(self, image: Tensor) -> None:
         self.left = self._reused(image)
-        self.forwards_reused += self.left is not None
         if self.left is not None:
+            self.forwards_reused += 1
             return
         # A copy: blocks of some models write into their input, and so does what VACE and S2V add between them.
         if self.session.start.offload:

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from ..erta.schedules import as_text
 from .report import Report
 from .task import Start
 
@@ -21,21 +22,19 @@ class Progress:
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
         self._sent = 0.0
-        self._kinds: list[str] = []
+        self._kinds = ""
 
     def begin(self, start: Start) -> None:
-        """Send the plan."""
-        self._kinds = []
-        kinds = start.plan.compute if start.plan else (True,) * len(start.sigmas)
-        content = {"compute": "".join("1" if computed else "0" for computed in kinds), "sigmas": list(start.sigmas)}
-        _send("ertacache.plan", {"node": self._node_id, **content})
+        self._kinds = ""
+        compute = as_text(start.plan.compute) if start.plan else "1" * len(start.sigmas)
+        _send("ertacache.plan", {"node": self._node_id, "compute": compute, "sigmas": list(start.sigmas)})
 
     def called(self, i: int, computed: bool) -> None:
         """Send what the model calls so far were, unless that was done a moment ago."""
-        self._kinds.append("1" if computed else "0")
+        self._kinds += "1" if computed else "0"
         if time.monotonic() - self._sent >= _INTERVAL:
             self._sent = time.monotonic()
-            _send("ertacache.step", {"node": self._node_id, "kinds": "".join(self._kinds)})
+            _send("ertacache.step", {"node": self._node_id, "kinds": self._kinds})
 
 
 def send_report(node_id: str | None, report: Report) -> None:
@@ -64,16 +63,12 @@ def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None,
     if node is None or node.get("type") not in _CARRIERS:
         return
     values = node.get("widgets_values")
-    if isinstance(values, list) and len(values) >= -place and _is_plans(values[place]):
+    old = values[place] if isinstance(values, list) and len(values) >= -place else None
+    if isinstance(old, str) and old.lstrip()[:1] in ("", "{"):  # else a value of a version with other widgets
         values[place] = plan
     named = node.get("widgets_values_named")
     if isinstance(named, dict) and "plan" in named:
         named["plan"] = plan
-
-
-def _is_plans(value: Any) -> bool:
-    """Whether a widget's value is one of the plan's: of a version with other widgets it is something else."""
-    return isinstance(value, str) and (not value.strip() or value.lstrip().startswith("{"))
 
 
 def _find_node(workflow: Any, path: list[str]) -> dict[str, Any] | None:

@@ -57,20 +57,20 @@ class Caching:
         profile, notes = self._find_profile(here)
         problem = Problem(context.schedule, context.respond, profile, context.edges)
         plan, more = self._carried_plan(problem, here)
-        notes = (*notes, *more)
+        notes += more
         if plan is None and profile is None and self.without_profile == RECORD and not self.settings.preset:
             return self._record(context, notes)
         if plan is None:
-            notes = (*notes, *((note("built_in"),) if profile is None else ()))
+            notes += () if profile else (note("built_in"),)
             plan = replace(solve(problem, self.settings), model=model_digest(here))
-        notes = (*notes, *preset_remarks(self.settings.preset, self.settings.preset_steps, here))
-        return self._follow(problem, plan, notes)
+        notes += preset_remarks(self.settings.preset, self.settings.preset_steps, here)
+        return self._follow(problem, plan, notes + plan.notes)
 
     def _follow(self, problem: Problem, plan: Plan, notes: tuple[Note, ...]) -> Start:
         level = self.settings.level
         offload = self.offload and level == "blocks"
         observer = None if all(plan.compute) else Replay(plan, offload)
-        notes = (*notes, *plan.notes, *((note("offloaded"),) if observer and offload else ()))
+        notes += (note("offloaded"),) if observer and offload else ()
         return Start(observer, level, plan.sigmas, plan, notes, offload, partial(self._finish, problem))
 
     def _finish(self, problem: Problem, report: Report, samples: Tensor) -> None:
@@ -124,11 +124,9 @@ class Caching:
             plan = plan_from_json(self.carried)
         except PlanError as error:
             return None, (note("carried_refused", reason=error),)
-        if problem.source is not None and plan.profile != problem.digest:
-            return None, ()
-        if plan.settings != self.settings or plan.model != model_digest(here):
-            return None, ()
-        return (plan, (note("carried"),)) if _comes_by(problem, plan) else (None, ())
+        wanted = (self.settings, model_digest(here), problem.digest if problem.source else plan.profile)
+        fits = (plan.settings, plan.model, plan.profile) == wanted and _comes_by(problem, plan)
+        return (plan, (note("carried"),)) if fits else (None, ())
 
 
 def _comes_by(problem: Problem, plan: Plan) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 _WIDTH_MIN, _SIDE_MAX = 192, 512  # of one panel
 _FACTORS = (1000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 _BACK, _INK, _FAINT, _LINE, _MARK = "#17191d", "#e6e6e6", "#5a606b", "#5fb0ff", "#ff6b5e"
-
-Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
-Box: TypeAlias = "tuple[int, int, int, int]"  # left, top, right, bottom
 
 
 def comparison_figure(
@@ -28,7 +25,9 @@ def comparison_figure(
     """
     left, right = _colours(reference, span), _colours(candidate, span)
     difference = np.abs(right - left)
-    factor = amplification(difference)
+    # The largest round factor at which all but a hundredth of the values stay below white.
+    bright = float(np.quantile(difference, 0.99) or difference.max())
+    factor = next((f for f in _FACTORS if f * bright <= 1.0), 1) if bright else 1
     panels = [_panel(p) for p in (left, right, difference * factor)]
     slot, tall = max(_WIDTH_MIN, panels[0].width), panels[0].height
     size = max(20, slot // 16)
@@ -48,12 +47,6 @@ def comparison_figure(
     return torch.from_numpy(np.asarray(canvas, dtype=np.float32) / 255.0)[None]
 
 
-def amplification(difference: np.ndarray) -> int:
-    """The largest round factor at which all but a hundredth of the values stay below white."""
-    bright = float(np.quantile(difference, 0.99)) or float(difference.max())
-    return next((f for f in _FACTORS if f * bright <= 1.0), 1) if bright else 1
-
-
 def _colours(frame: torch.Tensor, span: tuple[float, float]) -> np.ndarray:
     shown = frame[:3] if frame.shape[0] >= 3 else frame[:1].expand(3, -1, -1)
     return ((shown.double().cpu() - span[0]) / span[1]).permute(1, 2, 0).numpy()
@@ -62,18 +55,20 @@ def _colours(frame: torch.Tensor, span: tuple[float, float]) -> np.ndarray:
 def _panel(colours: np.ndarray) -> Image.Image:
     """Small frames enlarged by a whole number, pixel by pixel; large ones reduced to fit."""
     height, width = colours.shape[:2]
-    scale = -(-_WIDTH_MIN // width) if width < _WIDTH_MIN else min(1.0, _SIDE_MAX / width)
-    scale = min(scale, max(_SIDE_MAX, _WIDTH_MIN) / height)
+    scale = min(-(-_WIDTH_MIN // width), _SIDE_MAX / width, _SIDE_MAX / height)
     image = Image.fromarray((colours.clip(0.0, 1.0) * 255.0).round().astype(np.uint8))
     how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
     return image.resize((max(1, round(width * scale)), max(1, round(height * scale))), how)
 
 
-def _plot(draw: ImageDraw.ImageDraw, box: Box, values: Sequence[float], font: Font) -> None:
-    """PSNR over the frame number, of two frames or more; the median dashed, the worst frame marked."""
+def _plot(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: Sequence[float], font: Any) -> None:
+    """PSNR over the frame number, of two frames or more; with a line at the median, and the worst frame marked.
+
+    box: left, top, right, bottom.
+    """
     left, top, right, bottom = box
     row = int(font.getbbox("0g")[3]) + 4
-    draw.text((left, top), "PSNR per frame, dB (dashed: median)", _INK, font)
+    draw.text((left, top), "PSNR per frame, dB (line: median)", _INK, font)
     low, high = np.floor(min(values) - 0.5), np.ceil(max(values) + 0.5)
     left, top, bottom = left + int(draw.textlength(f"{high:.0f}0", font)), top + row + row // 2, bottom - row - 2
     xs = np.linspace(left + row // 2, right - row // 2, len(values))
@@ -81,12 +76,10 @@ def _plot(draw: ImageDraw.ImageDraw, box: Box, values: Sequence[float], font: Fo
     def y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
+    for value, colour in ((low, _FAINT), (high, _FAINT), (float(np.median(values)), _INK)):
+        draw.line((left, y(value), right, y(value)), colour)
     for value in (low, high):
-        draw.line((left, y(value), right, y(value)), _FAINT)
         draw.text((left - 4, y(value)), f"{value:.0f}", _INK, font, anchor="rm")
-    median, dash = y(float(np.median(values))), max(6, row // 3)
-    for x in range(left, right, 2 * dash):
-        draw.line((x, median, min(x + dash, right), median), _INK)
     points = [(float(x), float(y(v))) for x, v in zip(xs, values, strict=True)]
     draw.line(points, _LINE, width=max(2, row // 10))
     worst = int(np.argmin(values))
@@ -95,5 +88,3 @@ def _plot(draw: ImageDraw.ImageDraw, box: Box, values: Sequence[float], font: Fo
         draw.ellipse((x - r, height - r, x + r, height + r), _MARK if n == worst else _LINE)
     for n in (0, len(values) - 1):
         draw.text((xs[n], bottom + 4), str(n + 1), _INK, font, anchor="mt")
-    if min(abs(xs[worst] - xs[0]), abs(xs[worst] - xs[-1])) > 2 * row:
-        draw.text((xs[worst], bottom + 4), str(worst + 1), _MARK, font, anchor="mt")

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from ..erta import VERSION
 from ..erta.notes import Note, note
 from ..erta.profile import Measured
 from .blocks import block_slots
+from .probing import sampler_name
 from .task import Context
 
 PARAMETERS_READ = 64
@@ -26,11 +26,11 @@ VALUES_READ = 16
 
 # What a profile must share with a run that it is used for.
 _REFUSED = ("model_class", "parameters", "weights", "loras", "level")
+# What it may differ in; with a difference in the last two, it is used all the same.
+_USED = ("guidance", "latent_shape")
+_REMARKED = ("sampling", "shift", "steps", "sampler", "scheduler", *_USED)
 
-_PREFIX = "diffusion_model."
 _REMEDY = "Record a new profile with ERTA Profile or disconnect it."
-# What torch.compile puts into the names of what it wraps.
-_COMPILED = "_orig_mod."
 
 
 def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
@@ -44,18 +44,17 @@ def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
     if level == "blocks":
         block_slots(model)
     sampling = model.get_model_object("model_sampling")
-    guidance = getattr(context.guider, "cfg", None)
     return Measured(
         model_class=type(model.model).__name__,
         parameters=sum(parameter.numel() for parameter in model.model.diffusion_model.parameters()),
         weights=fingerprint_weights(model),
         loras=fingerprint_loras(model),
         sampling=_sampling_name(sampling),
-        shift=_shift(sampling),
-        sampler=_sampler_name(context.sampler),
+        shift=_number(vars(sampling).get("shift")),
+        sampler=sampler_name(context.sampler).removeprefix("sample_"),
         scheduler=scheduler,
         steps=len(context.schedule) - 1,
-        guidance=float(guidance) if isinstance(guidance, (int, float)) else None,
+        guidance=_number(getattr(context.guider, "cfg", None)),
         latent_shape=context.latent_shape,
         level=level,
         pack_version=VERSION,
@@ -65,19 +64,18 @@ def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
 
 def differences(here: Measured, profile: Measured) -> tuple[list[str], list[Note]]:
     """(refusals, remarks): why the profile must not be used for the run `here`, and what else is not the same."""
-    refusals = [
-        f"{name}: the profile was measured on {old}, this run has {new}. {_REMEDY}"
-        for name, old, new in _differing(profile, here, _REFUSED)
-    ]
-    remarks = [
-        note("profile_differs", field=name, measured=old, here=new)
-        for name, old, new in _differing(profile, here, ("sampling", "shift", "steps", "sampler", "scheduler"))
-        if name != "scheduler" or (here.scheduler and profile.scheduler)  # "" is not known, which is no difference
-    ]
-    remarks += [
-        note("profile_differs_used", field=name, measured=old, here=new)
-        for name, old, new in _differing(profile, here, ("guidance", "latent_shape"))
-    ]
+    refusals, remarks = [], []
+    for name in (*_REFUSED, *_REMARKED):
+        old, new = getattr(profile, name), getattr(here, name)
+        if old == new or (name == "scheduler" and not (old and new)):  # "" is not known, which is no difference
+            continue
+        old, new = _shown(old), _shown(new)
+        if name in _REFUSED:
+            refusals.append(f"{name}: the profile was measured on {old}, this run has {new}. {_REMEDY}")
+        else:
+            remarks.append(
+                note("profile_differs_used" if name in _USED else "profile_differs", field=name, measured=old, here=new)
+            )
     return refusals, remarks
 
 
@@ -85,13 +83,6 @@ def model_digest(measured: Measured) -> str:
     """64 hex digits that identify a model: a hash of the fields in which ``differences`` refuses any difference."""
     content = {name: value for name, value in asdict(measured).items() if name in _REFUSED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _differing(one: Measured, other: Measured, names: Iterable[str]) -> Iterable[tuple[str, str, str]]:
-    for name in names:
-        old, new = getattr(one, name), getattr(other, name)
-        if old != new:
-            yield name, _shown(old), _shown(new)
 
 
 def _shown(value: object) -> str:
@@ -111,13 +102,14 @@ def fingerprint_weights(model: ModelPatcher) -> str:
     another fingerprint, as it should: its features differ. Parameters without data (device "meta") count by name and
     shape alone.
     """
-    held = {name.replace(_COMPILED, ""): weight for name, weight in model.model.diffusion_model.named_parameters()}
+    parameters = model.model.diffusion_model.named_parameters()
+    held = {name.replace("_orig_mod.", ""): weight for name, weight in parameters}  # as torch.compile calls them
     names = sorted(held)
     picked = np.linspace(0, len(names) - 1, min(PARAMETERS_READ, len(names))).round().astype(int)
     digest = hashlib.sha256()
     for name in (names[i] for i in picked):
         digest.update(f"{name}{tuple(held[name].shape)}".encode())
-        digest.update(_sample(_unpatched(model, _PREFIX + name, held[name])))
+        digest.update(_sample(_unpatched(model, f"diffusion_model.{name}", held[name])))
     return digest.hexdigest()
 
 
@@ -182,11 +174,5 @@ def _sampling_name(sampling: object) -> str:
     return "+".join(part.__name__ for part in parts) if len(parts) > 1 else type(sampling).__name__
 
 
-def _sampler_name(sampler: Any) -> str:
-    function = getattr(sampler, "sampler_function", None)
-    return str(getattr(function, "__name__", type(sampler).__name__)).removeprefix("sample_")
-
-
-def _shift(sampling: object) -> float | None:
-    shift = vars(sampling).get("shift")
-    return float(shift) if isinstance(shift, int | float) else None
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -58,8 +58,8 @@ class Perturbing:
     def _finish(self, perturbed: PerturbedRun, report: Report, samples: Tensor) -> None:
         if report.complete:
             self.on_tables(perturbed.with_error_response(self.tables))
-        code = "error_response_measured" if report.complete else "error_response_failed"
-        self.on_report(replace(report, notes=(*report.notes, note(code))))
+        result = note("error_response_measured" if report.complete else "error_response_failed")
+        self.on_report(replace(report, notes=(*report.notes, result)))
 
 
 def measure_profile(
@@ -87,13 +87,10 @@ def measure_profile(
         features: list[Features] = []
         render(attach(model, Recording(level, run, keep, report, scheduler, features.append)), run)
         if len(tables) <= run:
-            raise ProfileIncomplete(f"{run} of {runs} runs were measured. {_reason(reports)}")
+            reason = f"{'; '.join(one.text for one in reports[-1].notes)}. {_REMEDY}" if reports else _NOTHING
+            raise ProfileIncomplete(f"{run} of {runs} runs were measured. {reason}")
         if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_CALLS:
             with_response: list[tuple[Table, ...]] = []
             render(attach(model, Perturbing(features.pop(), tables[0], with_response.append, report)), run)
             tables[0] = with_response[0] if with_response else tables[0]
     return Profile(measured[0], tuple(table for found in tables for table in found))
-
-
-def _reason(reports: list[Report]) -> str:
-    return f"{'; '.join(one.text for one in reports[-1].notes)}. {_REMEDY}" if reports else _NOTHING

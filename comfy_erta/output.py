@@ -21,11 +21,7 @@ class OutputLevel:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def prepare(self, guider: Any) -> None:
-        """Nothing: the wrapper that every run has is enough."""
-
     def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
-        """One model call: (x, timestep, ...) -> (denoised, whether it was reused)."""
         x, timestep = args[0], args[1]
         d = self.session.predict(GUIDED)
         if d is not None and d.shape == x.shape and d.device == x.device:

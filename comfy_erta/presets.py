@@ -33,18 +33,13 @@ def preset_steps(name: str) -> tuple[tuple[int, ...], int]:
 def preset_remarks(compute: tuple[int, ...], steps: int, here: Measured) -> tuple[Note, ...]:
     """What to say of a list of steps on this model: nothing where it was published for it, or for no model."""
     same = [entry for entry in _entries() if (tuple(entry["compute"]), entry["steps"]) == (compute, steps)]
-    if not same or any(_fits(entry, here) for entry in same):
+    size = here.parameters / 1e9
+    sizes = [entry["billion_parameters"] for entry in same if entry["model_class"] == here.model_class]
+    if not same or any(abs(size - published) <= _SAME_SIZE * published for published in sizes):
         return ()
     models = " and ".join(sorted({entry["model"] for entry in same}))
-    size = f"{here.parameters / 1e9:.3g}"
-    return (note("preset_other_model", models=models, model_class=here.model_class, size=size),)
-
-
-def _fits(entry: dict[str, Any], here: Measured) -> bool:
-    size = entry["billion_parameters"] * 1e9
-    return entry["model_class"] == here.model_class and abs(here.parameters - size) <= _SAME_SIZE * size
+    return (note("preset_other_model", models=models, model_class=here.model_class, size=f"{size:.3g}"),)
 
 
 def _entries() -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))["presets"]
-    return entries
+    return json.loads(_FILE.read_text(encoding="utf-8"))["presets"]

@@ -50,17 +50,17 @@ def sampler_response(sampler: Any, schedule: np.ndarray, model_patcher: Any) -> 
             raise
         except Exception as error:  # noqa: BLE001 - foreign code on made-up input: whatever it raises means "not known"
             unknown = f"{type(error).__name__}: {str(error)[:80]}"
-    raise UnknownResponse(f"{_name(sampler)} cannot be probed ({unknown})")
+    raise UnknownResponse(f"{sampler_name(sampler)} cannot be probed ({unknown})")
 
 
-def _name(sampler: Any) -> str:
-    return str(getattr(sampler.sampler_function, "__name__", "sampler"))
+def sampler_name(sampler: Any) -> str:
+    """The name of a ComfyUI sampler object's function, or of its class where it has none."""
+    return str(getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__))
 
 
 def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.dtype) -> ImpulseResponse:
     function = sampler.sampler_function
     parameters = inspect.signature(function).parameters
-
     asked_for_noise = False
 
     def run(denoise: Denoise, x: torch.Tensor) -> torch.Tensor:
@@ -75,9 +75,8 @@ def _probe(sampler: Any, schedule: np.ndarray, model_patcher: Any, dtype: torch.
         extra_args = {"model_options": {"transformer_options": {}}, "seed": 0, "denoise_mask": None}
         # The schedule is made anew each time: uni_pc writes into it.
         sigmas = torch.tensor(schedule, dtype=dtype)
-        model = _ProbedModel(denoise, model_patcher, _name(sampler))
-        result: torch.Tensor = function(model, x, sigmas, extra_args=extra_args, callback=None, disable=True, **options)
-        return result
+        model = _ProbedModel(denoise, model_patcher, sampler_name(sampler))
+        return function(model, x, sigmas, extra_args=extra_args, callback=None, disable=True, **options)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return replace(probe(run, dtype), stochastic=asked_for_noise)

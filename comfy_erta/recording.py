@@ -45,14 +45,11 @@ class Recording:
         notes = (note("not_recorded_run"),)
         if report.complete:
             try:
-                notes = self.on_tables(measured, recorder.tables(self.run, latent_rms(context, samples)))
-                self.on_features(recorder.features())
+                # In the model's own units, as the features are.
+                latent = context.model.model.process_latent_in(samples.detach()).to("cpu").double()
+                tables = recorder.tables(self.run, float(latent.square().mean().sqrt()))
+                notes = self.on_tables(measured, tables)
+                self.on_features(recorder.features)
             except IncompleteRecording as incomplete:
                 notes = (note("not_recorded", reason=incomplete),)
         self.on_report(replace(report, notes=(*report.notes, *notes)))
-
-
-def latent_rms(context: Context, samples: Tensor) -> float:
-    """Root mean square of the final latent in the model's own units, in which the features are."""
-    inner = context.model.model.process_latent_in(samples.detach())
-    return float(inner.to("cpu").double().square().mean().sqrt())

@@ -48,18 +48,14 @@ class Report:
         """Lines in plain words: the counts, the times, the predicted error, and each note's text."""
         lines = [f"{self.computed} of {self.calls} model calls computed, {self.reused} reused"]
         if self.reused:
-            each = f"{_milliseconds(self.seconds_computed, self.computed)} computed"
-            each += f", {_milliseconds(self.seconds_reused, self.reused)} reused"
+            computed, reused = self.seconds_computed / max(self.computed, 1), self.seconds_reused / self.reused
+            each = f"{1000.0 * computed:.3g} ms computed, {1000.0 * reused:.3g} ms reused"
             lines.append(f"{self.seconds:.1f} s, {self.speed_up:.2f}x faster than computing all ({each} each)")
             lines.append(f"cache {_amount(self.cache_bytes)}")
         if self.predicted_error:
             median, worst = self.predicted_error
             lines.append(f"predicted error {median:.2%} of the latent, worst recorded run {worst:.2%}")
         return "\n".join([*lines, *(note.text for note in self.notes)])
-
-
-def _milliseconds(seconds: float, count: int) -> str:
-    return f"{1000.0 * seconds / max(count, 1):.3g} ms"
 
 
 def _amount(size: int) -> str:

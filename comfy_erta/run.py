@@ -7,6 +7,7 @@ the guider's options made for this run only.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import comfy.model_patcher
@@ -16,7 +17,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..erta.notes import note
-from ..erta.plan import Plan
 from ..erta.plan_file import plan_to_json
 from ..erta.response import UnknownResponse
 from ..erta.schedules import as_text
@@ -24,7 +24,7 @@ from .blocks import BlocksLevel, block_slots
 from .edges import conditioning_edges, guidance_edges
 from .output import OutputLevel
 from .report import Report
-from .session import KEY, Level, Session
+from .session import KEY, Session
 from .stopwatch import Stopwatch
 from .task import Context, Start, Task, Watcher
 
@@ -36,20 +36,15 @@ _OTHER_CACHES += ("cache_dit", "spectrum")
 def attach(model: Any, task: Task, watcher: Watcher | None = None) -> Any:
     """A clone of a ModelPatcher whose sampling runs the task observes. A second application replaces the first."""
     clone = model.clone()
-
-    def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        return _observe_run(task, watcher, executor, *args, **kwargs)
-
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_observe_run, task, watcher))
     clone.set_attachments(KEY, task)
     return clone
 
 
 def attached_task(model: Any) -> Task | None:
     """The task that ``attach`` put on a ModelPatcher, None where there is none."""
-    task: Task | None = model.get_attachment(KEY)
-    return task
+    return model.get_attachment(KEY)
 
 
 def _observe_run(
@@ -116,8 +111,10 @@ def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
 
 def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Watcher | None) -> None:
     """Put the session's level around every model call of the sampler."""
-    blocks = session.start.level == "blocks" and session.observer is not None
-    level: Level = BlocksLevel(session, block_slots(guider.model_patcher)) if blocks else OutputLevel(session)
+    level: OutputLevel | BlocksLevel = OutputLevel(session)
+    if session.start.level == "blocks" and session.observer is not None:
+        level = BlocksLevel(session, block_slots(guider.model_patcher))
+        level.prepare(guider)
 
     def predict_noise(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         session.call += 1
@@ -131,28 +128,23 @@ def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Wa
     comfy.patcher_extension.add_wrapper_with_key(
         WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, is_model_options=True
     )
-    level.prepare(guider)
 
 
 def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
-    start, observer = session.start, session.start.observer
+    start, plan, observer = session.start, session.start.plan, session.start.observer
     notes = (*start.notes, *filter(None, [session.mismatch]), *(() if observer is None else observer.notes))
     return Report(
         calls=session.call + 1,
-        computed=stopwatch.count("computed"),
-        reused=stopwatch.count("reused"),
+        computed=len(stopwatch.laps["computed"]),
+        reused=len(stopwatch.laps["reused"]),
         seconds=seconds,
         seconds_computed=stopwatch.seconds("computed"),
         seconds_reused=stopwatch.seconds("reused"),
         cache_bytes=0 if observer is None else observer.cache_bytes,
         notes=notes,
         complete=session.mismatch is None,
-        **_planned(start.plan),
+        predicted_error=plan.predicted_error if plan else (),
+        plan=plan_to_json(plan) if plan else "",
+        compute=as_text(plan.compute) if plan else "",
+        sigmas=plan.sigmas if plan else (),
     )
-
-
-def _planned(plan: Plan | None) -> dict[str, Any]:
-    if plan is None:
-        return {}
-    known = {"predicted_error": plan.predicted_error, "sigmas": plan.sigmas}
-    return {**known, "plan": plan_to_json(plan), "compute": as_text(plan.compute)}

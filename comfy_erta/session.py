@@ -1,9 +1,12 @@
-"""Session: the mutable state of one sampling run, and what its level asks of it."""
+"""Session: the mutable state of one sampling run, and what its level asks of it.
+
+A level (output.py, blocks.py) is where features are read and put back. Its ``call_model`` is one model call:
+(x, timestep, ...) -> (denoised, whether it was reused).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -55,13 +58,3 @@ class Session:
         sigma, planned = float(timestep.reshape(-1)[0]), expected[self.call]
         if abs(sigma - planned) > 1e-4 * planned + 1e-7:
             self.mismatch = note("other_sigma", call=self.call, sigma=f"{sigma:.5g}", expected=f"{planned:.5g}")
-
-
-class Level(Protocol):
-    """Where features are read and put back: one object for one run."""
-
-    def prepare(self, guider: Any) -> None:
-        """Put what the level needs into the guider's options of this run."""
-
-    def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
-        """One model call: (x, timestep, ...) -> (denoised, whether it was reused)."""

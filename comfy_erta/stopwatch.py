@@ -9,14 +9,16 @@ import torch
 
 
 class Stopwatch:
-    """Times model calls. On a GPU by events that are only read after the run, so nothing waits while it goes on."""
+    """Times model calls. On a GPU by events that are only read after the run, so nothing waits while it goes on.
+
+    laps: by kind, (start, end) of each.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._events = device.type == "cuda"
-        self._laps: dict[str, list[tuple[Any, Any]]] = {"computed": [], "reused": []}
+        self.laps: dict[str, list[tuple[Any, Any]]] = {"computed": [], "reused": []}
 
     def now(self) -> Any:
-        """The start of a lap."""
         if not self._events:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -25,16 +27,12 @@ class Stopwatch:
 
     def lap(self, kind: str, started: Any) -> None:
         """End a lap of a kind, "computed" or "reused"."""
-        self._laps[kind].append((started, self.now()))
+        self.laps[kind].append((started, self.now()))
 
     def seconds(self, kind: str) -> float:
         """Sum over all laps of a kind; on a GPU this waits for the last of them."""
         if not self._events:
-            return float(sum(b - a for a, b in self._laps[kind]))
-        if self._laps[kind]:
-            self._laps[kind][-1][1].synchronize()
-        return float(sum(a.elapsed_time(b) for a, b in self._laps[kind])) / 1000.0
-
-    def count(self, kind: str) -> int:
-        """Number of laps of a kind."""
-        return len(self._laps[kind])
+            return float(sum(b - a for a, b in self.laps[kind]))
+        if self.laps[kind]:
+            self.laps[kind][-1][1].synchronize()
+        return float(sum(a.elapsed_time(b) for a, b in self.laps[kind])) / 1000.0

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from ..erta.profile import Measured, Profile, ProfileError
 from ..erta.profile_file import MAX_BYTES, from_bytes, read_header, to_bytes
@@ -30,11 +29,10 @@ _SHIPPED = Path(__file__).parent.parent / "profiles"
 
 
 class StoreError(ValueError):
-    """A name or file that the store does not take. The message says which rule it breaks, or what to do."""
+    """A name or file that the store does not take, or the system does not let one read or write.
 
-
-class StoreFault(StoreError, OSError):
-    """A file that the system does not let one read or write. The message says which, why, and what to do."""
+    The message says which, why, and what to do.
+    """
 
 
 def check_name(name: object) -> str:
@@ -56,20 +54,16 @@ class Store:
     user_dir: Path
     shipped_dirs: tuple[Path, ...] = ()
 
-    def path(self, name: str) -> Path:
-        """The path of the user's profile of this name, whether it exists or not. Raises StoreError."""
-        return _inside(self.user_dir, name)
-
     def save(self, name: str, profile: Profile) -> Path:
         """Write a profile, over one of the same name if there is one, and return its path.
 
-        The old file stays whole until the new one is complete, whatever happens. Raises StoreError for the name or a
-        symbolic link in the way, StoreFault where nothing can be written, ProfileError for a profile that is too large.
+        The old file stays whole until the new one is complete, whatever happens. Raises StoreError for the name, a
+        symbolic link in the way, or where nothing can be written, ProfileError for a profile that is too large.
         """
         data = to_bytes(profile)
         with _faults(f"profile {name!r} cannot be kept", "free space there, or make it writable"):
             self.user_dir.mkdir(parents=True, exist_ok=True)
-            target = self.path(name)
+            target = _inside(self.user_dir, name)
             _write(target.with_name(f".{uuid.uuid4().hex}.tmp"), target, data)
             self._sweep()
         return target
@@ -77,19 +71,19 @@ class Store:
     def load(self, name: str) -> Profile:
         """The profile of this name, the user's own before a shipped one.
 
-        Raises StoreError for a bad name, no such profile or a symbolic link, StoreFault where it cannot be read,
-        ProfileError for a file that is no valid profile.
+        Raises StoreError for a bad name, no such profile, a symbolic link, or where it cannot be read, ProfileError
+        for a file that is no valid profile.
         """
         path = self._find(name)
         try:
             with _faults(f"profile {name!r} cannot be read", "make it readable"), path.open("rb") as file:
-                return from_bytes(_checked(file).read(MAX_BYTES + 1))
+                return from_bytes(file.read(MAX_BYTES + 1))
         except ProfileError as error:
             raise ProfileError(f"{path.name}: {error}") from None
 
     def names(self) -> list[str]:
-        """Names of all profiles, sorted; each once. Files with other names or endings are left out."""
-        return sorted(name for name in self._present() if _is_name(name) and self._is_there(name))
+        """Names of all profiles, sorted; each once. What ``load`` would refuse by its name or as a link is left out."""
+        return sorted(name for name in self._present() if self._is_there(name))
 
     def headers(self) -> list[tuple[str, Measured]]:
         """Name and origin of every profile, without reading the tables. One warning lists the unreadable files."""
@@ -97,7 +91,7 @@ class Store:
         for name in self.names():
             try:
                 with self._find(name).open("rb") as file:
-                    readable.append((name, read_header(_checked(file))))
+                    readable.append((name, read_header(file)))
             except (ProfileError, StoreError, OSError) as error:
                 unreadable.append(f"{name}{SUFFIX}: {error}")
         if unreadable:
@@ -116,11 +110,10 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what killed servers left behind long ago; another server may be writing right now."""
-        for path in self.user_dir.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                with contextlib.suppress(OSError):
-                    if time.time() - path.lstat().st_mtime > _ABANDONED:
-                        path.unlink()
+        for path in filter(lambda path: _TEMPORARY.fullmatch(path.name), self.user_dir.iterdir()):
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime > _ABANDONED:
+                    path.unlink()
 
     def _folders(self) -> tuple[Path, ...]:
         return (self.user_dir, *self.shipped_dirs)
@@ -129,14 +122,18 @@ class Store:
         return {path.name[: -len(SUFFIX)] for folder in self._folders() for path in folder.glob(f"*{SUFFIX}")}
 
     def _is_there(self, name: str) -> bool:
-        paths = [folder / f"{name}{SUFFIX}" for folder in self._folders()]
-        return any(path.is_file() and not path.is_symlink() for path in paths)
+        try:
+            return self._path(name) is not None
+        except StoreError:
+            return False
+
+    def _path(self, name: str) -> Path | None:
+        paths = (_inside(folder, name) for folder in self._folders())
+        return next((path for path in paths if path.is_file()), None)
 
     def _find(self, name: str) -> Path:
-        for folder in self._folders():
-            path = _inside(folder, name)
-            if path.is_file():
-                return path
+        if path := self._path(name):
+            return path
         known = ", ".join(self.names()) or "none yet"
         raise StoreError(
             f"no profile is called {name!r}: choose one of these ({known}), or record it with ERTA Profile"
@@ -154,11 +151,9 @@ def default_store() -> Store:
 def _faults(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
-    except (StoreError, ProfileError):
-        raise
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise StoreFault(f"{what}: {error.strerror or error}{where}; {remedy}, and run again") from error
+        raise StoreError(f"{what}: {error.strerror or error}{where}; {remedy}, and run again") from error
 
 
 def _write(temporary: Path, target: Path, data: bytes) -> None:
@@ -180,18 +175,3 @@ def _inside(folder: Path, name: str) -> Path:
     if path.is_symlink() or path.resolve().parent != folder.resolve():
         raise StoreError(f"{path} is a symbolic link: put the file itself there, or choose another name")
     return path
-
-
-def _is_name(name: str) -> bool:
-    try:
-        check_name(name)
-    except StoreError:
-        return False
-    return True
-
-
-def _checked(file: BinaryIO) -> BinaryIO:
-    size = os.fstat(file.fileno()).st_size
-    if size > MAX_BYTES:
-        raise ProfileError(f"{size} bytes are more than a profile has ({MAX_BYTES}): choose a profile file")
-    return file

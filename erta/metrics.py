@@ -1,5 +1,5 @@
-"""How close two clips are: PSNR and SSIM of frames shaped (frames, channels, height, width), in float64 on any device
-that has it. `data_range` is the span of the values, 1.0 for images."""
+"""How close two clips of one shape (frames, channels, height, width) are: PSNR and SSIM, in float64 on any device that
+has it. `data_range` is the span of the values, above 0; 1.0 for images."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def ssim(reference: Tensor, candidate: Tensor, data_range: float) -> Tensor:
     Gaussian window of 11x11 and sigma 1.5, K1 0.01, K2 0.03, only where the window lies inside the frame. On a frame
     with a side under 11, which latents of small images have, the window is the largest odd one that fits.
     """
-    _check(reference, candidate)
-    c1, c2 = ((k * _positive(data_range)) ** 2 for k in (_K1, _K2))
-    weights = _gaussian(min(_WINDOW, *reference.shape[-2:]))
+    c1, c2 = ((k * data_range) ** 2 for k in (_K1, _K2))
+    radius = (min(_WINDOW, *reference.shape[-2:]) - 1) // 2
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / _SIGMA) ** 2)
+    weights /= weights.sum()
     frames = []
     for x, y in zip(reference, candidate, strict=True):  # one at a time: five float64 copies of a long clip do not fit
         x, y = x.double(), y.double()
-        mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]), weights)
+        mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]), weights.tolist())
         means = 2 * mean_x * mean_y, mean_x**2 + mean_y**2
         variances = 2 * (xy - mean_x * mean_y), xx + yy - means[1]
         frames.append(((means[0] + c1) * (variances[0] + c2) / ((means[1] + c1) * (variances[1] + c2))).mean())
@@ -43,19 +44,11 @@ def ssim(reference: Tensor, candidate: Tensor, data_range: float) -> Tensor:
 
 
 def _frame_mse(reference: Tensor, candidate: Tensor) -> Tensor:
-    _check(reference, candidate)
     return torch.stack([(x.double() - y.double()).square().mean() for x, y in zip(reference, candidate, strict=True)])
 
 
 def _decibel(mse: Tensor, data_range: float) -> Tensor:
-    return (10.0 * torch.log10(_positive(data_range) ** 2 / mse)).clamp(max=PSNR_MAX)
-
-
-def _gaussian(size: int) -> list[float]:
-    """Weights that sum to one, of the largest odd length up to size."""
-    radius = (size - 1) // 2
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / _SIGMA) ** 2)
-    return [float(w) for w in weights / weights.sum()]
+    return (10.0 * torch.log10(data_range**2 / mse)).clamp(max=PSNR_MAX)
 
 
 def _blur(planes: Tensor, weights: list[float]) -> Tensor:
@@ -67,15 +60,3 @@ def _blur(planes: Tensor, weights: list[float]) -> Tensor:
             blurred.add_(planes.narrow(dim, shift, length), alpha=weight)
         planes = blurred
     return planes
-
-
-def _check(reference: Tensor, candidate: Tensor) -> None:
-    if reference.shape != candidate.shape or reference.ndim != 4 or not reference.numel():
-        shapes = f"{list(reference.shape)} and {list(candidate.shape)}"
-        raise ValueError(f"two equal, non-empty shapes (frames, channels, height, width) are needed, not {shapes}")
-
-
-def _positive(data_range: float) -> float:
-    if not 0.0 < data_range < float("inf"):
-        raise ValueError(f"data_range is {data_range}: the span of the values must be above 0 and finite")
-    return data_range

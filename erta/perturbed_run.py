@@ -1,7 +1,7 @@
 """Perturbed run: an observer of a cached run that measures the model's error response (docs/method.md, Error response).
 
-A run whose steps are partly reused calls the model at latents that are off by known errors. What its computed features
-differ by from those of the full run with the same seed is the response to these errors.
+Its model calls are at latents that are off by known errors. How its computed features differ from those of the full
+run with the same seed is the response to these errors.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class PerturbedRun:
     plan: reuses some steps. features: what the Recorder kept; each is released when the run has passed it.
     """
 
+    notes: tuple[Note, ...] = ()
+
     def __init__(self, plan: Plan, response: ImpulseResponse, features: dict[str, dict[int, Tensor]]) -> None:
         self._replay = Replay(plan)
         self._response = response
@@ -47,10 +49,6 @@ class PerturbedRun:
         self._keep(i, key, used)
         return used
 
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        return ()
-
     def close(self) -> None:
         self._replay.close()
         self._features, self._errors = {}, {}
@@ -60,10 +58,9 @@ class PerturbedRun:
         return self._replay.cache_bytes
 
     def with_error_response(self, tables: tuple[Table, ...]) -> tuple[Table, ...]:
-        """The run's tables with gain and deviation; as they are where nothing was measured.
+        """The run's tables with gain and deviation, interpolated between the calls at which both were measured.
 
-        At a position error delta the output changes by ``gain delta``, plus a change across it of the mean square
-        ``deviation^2 |delta|^2``. Between the calls at which both were measured they are interpolated.
+        As they are where nothing was measured.
         """
         return tuple(self._with(table, found) for table, found in zip(tables, self._found.values(), strict=True))
 

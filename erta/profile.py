@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -77,8 +76,9 @@ class Measured:
             raise refusal("level", self.level, "'output' or 'blocks'")
         _check_count("parameters", self.parameters, 0, MAX_COUNT)
         _check_count("steps", self.steps, 1, 10 * MAX_CALLS)
-        for name in ("shift", "guidance"):
-            _check_number_or_none(name, getattr(self, name))
+        for name, value in (("shift", self.shift), ("guidance", self.guidance)):
+            if value is not None and not (_is_number(value) and abs(value) <= MAX_SIGMA):
+                raise refusal(name, value, f"none, or a number of at most {MAX_SIGMA:g}")
         if not isinstance(self.latent_shape, tuple) or not 1 <= len(self.latent_shape) <= 8:
             raise refusal("latent_shape", self.latent_shape, "1 to 8 whole numbers")
         for size in self.latent_shape:
@@ -126,7 +126,8 @@ class Table:
         norm1 = _shaped("norm1", self.norm1, (count,))
         mean = _shaped("mean", self.mean, (count,))
         _check_distances(l1, norm1, mean)
-        kept = {"sigmas": sigmas, "gram": _checked_gram(gram), "l1": grams.mirrored(l1), "norm1": norm1, "mean": mean}
+        _check_gram(gram)
+        kept = {"sigmas": sigmas, "gram": gram, "l1": l1, "norm1": norm1, "mean": mean}
         for name in ("gain", "deviation"):
             value = getattr(self, name)
             kept[name] = _shaped(name, value, (count,)) if np.size(value) else np.zeros(count)
@@ -178,11 +179,6 @@ class Profile:
         return self.tables[0].sigmas
 
     @property
-    def runs(self) -> int:
-        """How many runs were recorded."""
-        return len({table.run for table in self.tables})
-
-    @property
     def calls(self) -> int:
         """M, model calls per run."""
         return self.sigmas.size
@@ -225,11 +221,6 @@ def _check_count(name: str, value: object, least: int, most: int) -> None:
         raise refusal(name, value, f"a whole number from {least} to {most}")
 
 
-def _check_number_or_none(name: str, value: Any) -> None:
-    if value is not None and not (_is_number(value) and -MAX_SIGMA <= value <= MAX_SIGMA):
-        raise refusal(name, value, f"none, or a number of at most {MAX_SIGMA:g}")
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -244,20 +235,13 @@ def _shaped(name: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
 def _check_distances(l1: np.ndarray, norm1: np.ndarray, mean: np.ndarray) -> None:
     check_all("l1", l1, l1 >= 0, "0 or more")
     check_all("l1", np.diag(l1), np.diag(l1) == 0, "0 between a feature and itself")
-    check_all("l1", l1, l1 - l1.T <= grams.TOLERANCE * l1.max(), "symmetric")
+    check_all("l1", l1, l1 == l1.T, "symmetric")
     check_all("norm1", norm1, norm1 >= 0, "0 or more")
     check_all("mean", mean, np.abs(mean) <= norm1 * (1 + 1e-6), "no larger than norm1, the mean of absolute values")
 
 
-def _checked_gram(gram: np.ndarray) -> np.ndarray:
-    """Exactly symmetric. That it is positive semidefinite makes every predicted squared error 0 or more."""
-    diagonal = np.diag(gram)
-    check_all("gram", diagonal, diagonal >= 0, "0 or more on the diagonal")
-    scale = diagonal.sum()
-    check_all("gram", gram, (gram <= scale) & (gram >= -scale), "no larger than the squares of the features")
-    if scale >= grams.LEAST_TRACE:
-        check_all("gram", gram, gram - gram.T <= grams.TOLERANCE * scale, "symmetric")
-    gram = grams.mirrored(gram)
+def _check_gram(gram: np.ndarray) -> None:
+    """That it is positive semidefinite makes every predicted squared error 0 or more."""
+    check_all("gram", gram, gram == gram.T, "symmetric")
     if not grams.is_semidefinite(gram):
         raise refusal("gram", gram, "a matrix of scalar products (positive semidefinite)")
-    return gram

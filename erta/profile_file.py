@@ -21,7 +21,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -44,22 +44,11 @@ MIN_SIGMA = 1e-9
 MAX_FEATURE = 1e6
 MAX_ERROR_RESPONSE = 1e6
 
-_DTYPES = {
-    "gram": "F64",
-    "sigmas": "F64",
-    "norm1": "F64",
-    "mean": "F64",
-    "gain": "F64",
-    "spread": "F64",
-    "latent_rms": "F64",
-    "run": "I64",
-    "stream": "I64",
-    "elements": "I64",
-    "l1": "F32",
-}
 _BYTES = {"F64": "<f8", "I64": "<i8", "F32": "<f4"}
 _ROWS = ("sigmas", "norm1", "mean", "gain", "spread")
-_NUMBERS = ("run", "stream", "elements", "latent_rms")
+_NUMBERS = ("latent_rms", "run", "stream", "elements")
+# By tensor, in the order of the file.
+_DTYPES = dict.fromkeys(("gram", *_ROWS, "latent_rms"), "F64") | dict.fromkeys(_NUMBERS[1:], "I64") | {"l1": "F32"}
 # Where the name of a field differs from its tensor's.
 _FIELDS = {"spread": "deviation"}
 _COPY = "copy or record it again"
@@ -124,8 +113,7 @@ def _measured(metadata: Any) -> Measured:
 
 def measured_to_json(measured: Measured) -> str:
     """One line of JSON, the same for equal values."""
-    values = {field.name: getattr(measured, field.name) for field in fields(measured)}
-    values["latent_shape"] = list(measured.latent_shape)
+    values = asdict(measured)
     for name in ("shift", "guidance"):
         values[name] = None if values[name] is None else float(values[name])
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -135,8 +123,8 @@ def measured_from_json(text: str) -> Measured:
     """The reverse of `measured_to_json`. Raises ProfileError."""
     values = _object("measured", text)
     _check_names({f"measured.{name}" for name in values}, {f"measured.{field.name}" for field in fields(Measured)})
-    shape = values["latent_shape"]
-    values["latent_shape"] = tuple(shape) if isinstance(shape, list) else shape
+    if isinstance(values["latent_shape"], list):
+        values["latent_shape"] = tuple(values["latent_shape"])
     return Measured(**values)
 
 
@@ -148,10 +136,10 @@ def _object(name: str, text: str | bytes) -> dict[str, Any]:
 
 
 def _check_names(found: set[str], known: set[str]) -> None:
-    for name in sorted(found ^ known):
-        there = name in found
-        value, rule = ("there", "left out, as this version does not know it") if there else ("missing", "there")
-        raise refusal(name, value, rule)
+    for name in sorted(known - found):
+        raise refusal(name, "missing", "there")
+    for name in sorted(found - known):
+        raise refusal(name, "there", "left out, as this version does not know it")
 
 
 def _pack(tables: Sequence[Table]) -> dict[str, np.ndarray]:

@@ -24,42 +24,36 @@ class IncompleteRecording(Exception):
 class Recorder:
     """Keeps a host copy of each feature of one run, from which ``tables`` makes the profile's tables.
 
-    sigmas: (M,) of the run's calls.
+    sigmas: (M,) of the run's calls. features: what is kept, by stream and call; ``close`` leaves the tensors alone.
     """
+
+    notes: tuple[Note, ...] = ()
 
     def __init__(self, sigmas: np.ndarray) -> None:
         self.sigmas = sigmas
-        self._kept: dict[str, dict[int, Tensor]] = {}
+        self.features: dict[str, dict[int, Tensor]] = {}
 
     def predict(self, i: int, key: str) -> Tensor | None:
         return None
 
     def observe(self, i: int, key: str, feature: Tensor) -> Tensor:
-        self._kept.setdefault(key, {})[i] = sampled(feature)
+        self.features.setdefault(key, {})[i] = sampled(feature)
         return feature
 
-    def features(self) -> dict[str, dict[int, Tensor]]:
-        """What is kept, by stream and call. It now belongs to the caller: ``close`` leaves it alone."""
-        return self._kept
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        return ()
-
     def close(self) -> None:
-        self._kept = {}
+        self.features = {}
 
     @property
     def cache_bytes(self) -> int:
-        return sum(kept.nbytes for stream in self._kept.values() for kept in stream.values())
+        return sum(kept.nbytes for stream in self.features.values() for kept in stream.values())
 
     def tables(self, run: int, latent_rms: float) -> tuple[Table, ...]:
         """One table per stream, in the order in which the streams first appeared. Raises IncompleteRecording."""
-        if not self._kept:
+        if not self.features:
             raise IncompleteRecording("no feature was seen")
         if len(self.sigmas) < 2:
             raise IncompleteRecording("the run has only one model call")
-        return tuple(self._table(run, n, stream, latent_rms) for n, stream in enumerate(self._kept.values()))
+        return tuple(self._table(run, n, stream, latent_rms) for n, stream in enumerate(self.features.values()))
 
     def _table(self, run: int, stream: int, features: dict[int, Tensor], latent_rms: float) -> Table:
         missing = [i for i in range(len(self.sigmas)) if i not in features]
@@ -78,8 +72,8 @@ class Recorder:
                 sigmas=self.sigmas,
                 gram=gram,
                 l1=l1,
-                norm1=np.concatenate([_row_means(row.abs()) for row in torch.split(stacked, 1)]),
-                mean=_row_means(stacked),
+                norm1=np.array([row.abs().mean(dtype=torch.float64) for row in stacked]),
+                mean=stacked.mean(dim=1, dtype=torch.float64).numpy(),
             )
         except ProfileError as error:  # a run of one step, or one that gave NaN
             raise IncompleteRecording(f"stream {stream}: {error}") from None
@@ -110,8 +104,3 @@ def pairwise(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
     i, j = torch.triu_indices(count, count, offset=1)
     l1[i, j] = l1[j, i] = sums / elements
     return ((gram + gram.T) / 2).numpy(), l1.numpy()
-
-
-def _row_means(features: Tensor) -> np.ndarray:
-    means: np.ndarray = features.mean(dim=1, dtype=torch.float64).numpy()
-    return means

@@ -17,13 +17,11 @@ TOLERANCE = 2.0
 class Replay:
     """Predicts what the plan reuses from the features it has seen. What does not fit the plan is computed.
 
-    A feature is only predicted from the very calls that the plan's coefficients are for. After a call that was computed
-    against the plan, a stream that appears late or a changed shape, calls are computed until the plan's own history is
-    complete again.
+    A feature is only predicted from the very calls that the plan's coefficients are for. Where one of them is missing
+    (a stream that appears late, a changed shape), calls are computed until the plan's own history is complete again.
 
-    Each skipped interval of the plan ends at a computed call, whose residual is the error of its prediction. Where that
-    is unlike the recorded runs, the next interval is computed. What is computed on top of the plan, or for want of a
-    prediction, enters no later prediction, so that the plan goes on as soon as it can.
+    Where the residual at the end of an interval is unlike the recorded runs, a later interval is computed
+    (docs/method.md, The check). What is computed against the plan enters no later prediction: the plan goes on soon.
 
     offload: features are kept in main memory. A prediction fetches them one by one and is the same to the bit.
     """
@@ -45,8 +43,9 @@ class Replay:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What happened against the plan."""
-        departures = {"unlike_profile": self._on_top, "cache_unfit": sorted(self._unfit)}
-        return tuple(note(code, call=calls[0], count=len(calls)) for code, calls in departures.items() if calls)
+        on_top, unfit = self._on_top, sorted(self._unfit)
+        unlike = [note("unlike_profile", call=on_top[0], count=len(on_top))] if on_top else []
+        return (*unlike, *([note("cache_unfit", call=unfit[0], count=len(unfit))] if unfit else []))
 
     def predict(self, i: int, key: str) -> Tensor | None:
         if i >= len(self.plan.compute) or self.plan.compute[i] or self._careful:
@@ -83,7 +82,8 @@ class Replay:
         if self._depth:
             oldest = past.pop()[1] if len(past) == self._depth else None
             past.insert(0, (i, put_aside(feature, oldest) if self._offload else feature))
-        self.cache_bytes = max(self.cache_bytes, self._held())
+        held = sum(feature.nbytes for past in self._past.values() for _, feature in past)
+        self.cache_bytes = max(self.cache_bytes, held)
 
     def _check(self, i: int, residual: Tensor, feature: Tensor) -> None:
         """Decide by the residual of the interval before; this one's is on its way from the device meanwhile."""
@@ -101,9 +101,7 @@ class Replay:
         """The plan's prediction of model call i, or None where it needs other features than are kept."""
         coefficients = self.plan.coefficients[i]
         past = self._past.get(key, [])[: len(coefficients)]
-        if not past or len(past) < len(coefficients):
-            return None
-        if tuple(index for index, _ in past) != self._history[i][: len(coefficients)]:
+        if not past or tuple(index for index, _ in past) != self._history[i][: len(coefficients)]:
             return None
         dtype = torch.promote_types(past[0][1].dtype, torch.float32)
         features = (fetch(feature, self._devices[key]) for _, feature in past)
@@ -112,20 +110,14 @@ class Replay:
             predicted = predicted.add_(feature, alpha=coefficient)
         return predicted.add_(self.plan.offsets[i]) if self.plan.offsets[i] else predicted
 
-    def _held(self) -> int:
-        return sum(feature.nbytes for past in self._past.values() for _, feature in past)
-
 
 class Scalar:
     """A number on its way from the device. ``value`` waits until it has arrived."""
 
     def __init__(self, value: Tensor) -> None:
-        self._arrived = None
-        self._value = value.detach()
-        if value.device.type == "cuda":
-            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-            self._value.copy_(value, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._value = put_aside(value.detach()) if value.is_cuda else value.detach()
+        self._arrived = torch.cuda.Event() if value.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
             self._arrived.record()
 
     def value(self) -> float:

@@ -6,11 +6,12 @@ follow from the distances by their measured ratio, which changes slowly with sig
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from . import gram as grams
-from .profile import SIGMA_TOLERANCE, Profile, Table, as_floats, refusal, same_sigmas
-from .response import MAX_CALLS
+from .profile import SIGMA_TOLERANCE, Profile, Table, as_floats, same_sigmas
 
 # Sum of a cubic's absolute weights. One spacing beyond equally spaced sigmas it is 15, in between 1.6 at most.
 _MAX_AMPLIFICATION = 16.0
@@ -19,14 +20,11 @@ _MAX_AMPLIFICATION = 16.0
 def resampled(profile: Profile, sigmas: np.ndarray) -> Profile:
     """The same runs as if the model had been called at other sigmas (M',).
 
-    Returns the profile itself where the sigmas are the measured ones. Raises ProfileError for sigmas that no table may
-    have.
+    Returns the profile itself where the sigmas are the measured ones. Raises ProfileError for bad sigmas.
     """
     wanted = as_floats("sigmas", sigmas)
     if same_sigmas(wanted, profile.sigmas):
         return profile
-    if wanted.ndim != 1 or not 2 <= wanted.size <= MAX_CALLS:
-        raise refusal("sigmas", wanted.shape, f"one list of 2 to {MAX_CALLS} sigmas")
     return Profile(profile.measured, tuple(_resampled(table, wanted) for table in profile.tables))
 
 
@@ -46,11 +44,8 @@ def _resampled(table: Table, sigmas: np.ndarray) -> Table:
         linear @ (response * table.sigmas)[last] / np.maximum(sigmas, 1e-12)
         for response in (table.gain, table.deviation)
     )
-    return Table(
-        run=table.run,
-        stream=table.stream,
-        elements=table.elements,
-        latent_rms=table.latent_rms,
+    return replace(
+        table,
         sigmas=sigmas,
         gram=gram,
         l1=grams.mirrored(l1),
@@ -74,11 +69,9 @@ def _resampled_gram(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def interpolation(measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """(M', M) weights that give features at the wanted sigmas (M',) from those at the measured ones (M,).
 
-    Cubic through the four measured sigmas around each wanted one (the nearest four at the ends). Second differences,
-    on which the predicted errors rest, then hold to a few percent; lower orders lose them. Up to one spacing beyond
-    the measured range the end's cubic goes on, as the last sigma moves with the number of steps; further out the
-    feature is held. Where measured sigmas lie so unevenly that a cubic would blow up rounding, a line takes its place.
-    Of model calls that share a sigma (heun) the last counts.
+    Cubic through the four measured sigmas around each wanted one (the nearest four at the ends), or linear where
+    uneven sigmas would make a cubic amplify rounding. Beyond one spacing outside the measured range the feature is
+    held. Of model calls that share a sigma (heun) the last counts.
     """
     last = last_at_each_sigma(measured)
     nodes = measured[last]
@@ -117,12 +110,10 @@ def ratio_of(mean: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def with_diagonal(ratio: np.ndarray) -> np.ndarray:
-    """The ratio towards a feature itself, which is 0 / 0, taken from its neighbours."""
-    count = len(ratio)
+    """(M, M) symmetric ratios with those of a feature to itself, which are 0 / 0, taken from its neighbours."""
+    beside = np.diag(ratio, 1) if len(ratio) > 1 else np.zeros(1)
     filled = ratio.copy()
-    for i in range(count):
-        beside = [j for j in (i - 1, i + 1) if 0 <= j < count]
-        filled[i, i] = ratio[i, beside].mean() if beside else 0.0
+    np.fill_diagonal(filled, (np.r_[beside[0], beside] + np.r_[beside, beside[-1]]) / 2)
     return filled
 
 

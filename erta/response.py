@@ -1,9 +1,7 @@
 """The impulse response of a sampler (docs/method.md, Impulse response).
 
-A deterministic sampler computes every latent as a linear function of the first latent and of the derivatives
-``d = (x - denoised) / sigma`` that its model returns. One run of the sampler on unit impulses therefore measures how
-often it calls the model, at which sigma, and how much each output moves every later latent. No model is needed, and
-nothing has to be known about a sampler by name.
+A deterministic sampler is linear in its first latent and in the derivatives ``d = (x - denoised) / sigma`` of its
+model. A run on unit impulses measures the rest; no model and no sampler's name is needed.
 """
 
 from __future__ import annotations

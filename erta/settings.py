@@ -74,8 +74,9 @@ class Settings:
             _check(name, getattr(self, name), declared)
         steps = type(self.preset_steps) is int and 0 <= self.preset_steps <= 1000
         _require(steps, "preset_steps", self.preset_steps, "a whole number from 0 to 1000")
-        fits = all(0 <= step < self.preset_steps for step in self.preset) and len(self.preset) <= 1000
-        _require(fits, "preset", self.preset, "steps below preset_steps")
+        fits = isinstance(self.preset, tuple) and len(self.preset) <= 1000
+        fits = fits and all(type(step) is int and 0 <= step < self.preset_steps for step in self.preset)
+        _require(fits, "preset", self.preset, "whole numbers below preset_steps")
 
     def method(self, measured: bool, stochastic: bool) -> tuple[type[Predictor], bool]:
         """(predictor, whether errors are corrected) for a run with or without a profile.
@@ -119,9 +120,11 @@ def _check(name: str, value: Any, declared: Field[Any]) -> None:
     elif "low" in limits:
         low, high = limits.get("least", limits["low"]), limits["most"]
         whole = isinstance(declared.default, int)
-        number = type(value) is int if whole else isinstance(value, (int, float))
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         kind = "a whole number" if whole else "a number"
         _require(number and low <= value <= high, name, value, f"{kind} from {low:g} to {high:g}")
+    elif isinstance(declared.default, bool):
+        _require(isinstance(value, bool), name, value, "true or false")
 
 
 def _require(holds: bool, name: str, value: object, remedy: str) -> None:

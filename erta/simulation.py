@@ -1,9 +1,7 @@
 """A cached run, simulated in the space of weights over recorded features (docs/method.md, Simulation).
 
-A cached run calls its model at latents that are off. With delta the position error at a computed call t, in units of
-recorded features, the model's output is ``F_t + gain_t delta + rho_t``, where rho_t is a direction of its own. All else
-about a sampler and a plan is linear, and lengths are taken in the profile's Gram matrices. So the best slope and
-correction of each interval are least squares in what the run will really have at hand.
+A cached run calls its model at latents that are off: with a position error delta at a computed call t, the output is
+``F_t + gain_t delta + rho_t``, where rho_t is a direction of its own. All else is linear.
 """
 
 from __future__ import annotations
@@ -75,27 +73,25 @@ class Simulation:
         return _Pass(self, compute, None, True, fit).follow()
 
 
+@dataclass
 class _Pass:
     """One pass through a schedule. Vectors have M + 1 + K entries: recorded features, the constant 1, and rho of each
-    of the K computed calls, whose inner products are ``across``."""
+    of the K computed calls, whose inner products are ``across``. decided: coefficients and corrections to use; then
+    nothing is fitted and predictor is None."""
 
-    def __init__(
-        self,
-        simulation: Simulation,
-        compute: Schedule,
-        predictor: Predictor | None,
-        corrector: bool,
-        decided: Fit | None = None,
-    ) -> None:
-        """decided: coefficients and corrections to use; then nothing is fitted and predictor is None."""
-        self.simulation, self.compute, self.predictor = simulation, compute, predictor
-        self.corrector, self.decided = corrector, decided
-        self.end = simulation.response.end
-        self.count = len(compute)
-        self.computed = [i for i in range(self.count) if compute[i]]
+    simulation: Simulation
+    compute: Schedule
+    predictor: Predictor | None
+    corrector: bool
+    decided: Fit | None = None
+
+    def __post_init__(self) -> None:
+        self.end = self.simulation.response.end
+        self.count = len(self.compute)
+        self.computed = [i for i in range(self.count) if self.compute[i]]
         self.known = self.count + 1
         self.size = self.known + len(self.computed)
-        self.across = np.zeros((len(simulation.grams), len(self.computed), len(self.computed)))
+        self.across = np.zeros((len(self.simulation.grams), len(self.computed), len(self.computed)))
         self.deltas = np.zeros((len(self.computed), self.size))  # position errors at computed calls
         self.used = np.zeros((self.count, self.size))  # used minus true, per call
         self.seen: dict[int, np.ndarray] = {}  # what computed calls will really give
@@ -195,14 +191,14 @@ class _Pass:
         sigmas, end = self.simulation.response.sigmas, self.end
         last = next((i for i in range(first, self.count) if self.compute[i]), self.count)
         newest, before = self.seen[history[0]], self.seen[history[1]]
-        missed, moved = np.zeros(self.size), 0.0
+        left, moved = np.zeros(self.size), 0.0
         for i in range(first, last):
             coefficients = line(sigmas, history, i, 1.0).coefficients
             if len(coefficients) < 2:
                 return 0.0
-            missed[i] = end[i]
+            left[i] = end[i]
             moved -= end[i] * coefficients[1]
         step = moved * (newest - before)
-        missed -= end[first:last].sum() * newest
+        left -= end[first:last].sum() * newest
         length = self._inner(step, step).sum()
-        return float(np.clip(self._inner(missed, step).sum() / length, 0.0, MAX_SLOPE)) if length > 0.0 else 0.0
+        return float(np.clip(self._inner(left, step).sum() / length, 0.0, MAX_SLOPE)) if length > 0.0 else 0.0

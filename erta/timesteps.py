@@ -16,16 +16,11 @@ def phi(l1: np.ndarray, compute: Schedule) -> np.ndarray:
     l1: (T, M, M), the tables' mean |F_i - F_j|; averaged over recorded runs before the quotient is taken.
     """
     distance = l1.mean(axis=0)
-    count = len(compute)
-    factors = np.ones(count)
-    newest = 0
-    for i in range(count):
-        if compute[i]:
-            newest = i
-        else:
-            following = distance[i, min(i + 1, count - 1)]
-            factors[i] = 1.0 - distance[newest, i] / max(following, 1e-6)
-    return np.clip(factors, MIN_PHI, 1.0)
+    calls = np.arange(len(compute))
+    newest = np.maximum.accumulate(np.where(compute, calls, 0))  # at a computed call itself, at a distance of 0
+    following = distance[calls, np.minimum(calls + 1, len(compute) - 1)]
+    factors: np.ndarray = 1.0 - distance[newest, calls] / np.maximum(following, 1e-6)
+    return factors.clip(MIN_PHI, 1.0)
 
 
 def adjusted(sigmas: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -33,12 +28,10 @@ def adjusted(sigmas: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
     The paper's dt_c has no unit: on the nominal schedule it is 1 and multiplies the nominal step. On shifted sigmas
     what remains is ``dt_c = (sigma_i - sigma_N) / (sum of the remaining nominal steps)``. Both ends stay.
-    sigmas: (N + 1,) falling; factors: (N,) in (0, 1].
+    sigmas: (N + 1,) strictly falling; factors: (N,) in (0, 1].
     """
     nominal = np.asarray(sigmas, dtype=np.float64)
     steps = np.diff(nominal)
-    if len(factors) != len(steps) or np.any(steps >= 0.0):
-        raise ValueError(f"{len(factors)} factors need {len(factors) + 1} strictly falling sigmas, got {len(nominal)}")
     moved = nominal.copy()
     for i in range(len(steps) - 1):
         share = (moved[i] - nominal[-1]) / (nominal[i] - nominal[-1])

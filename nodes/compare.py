@@ -51,11 +51,9 @@ class ERTACompare(io.ComfyNode):
     def execute(cls, reference: Any, candidate: Any) -> io.NodeOutput:
         first, second = frames_of(reference, candidate)
         span = (0.0, 1.0) if isinstance(reference, torch.Tensor) else _span(first)
-        by_frame = frame_psnr(first, second, span[1]).tolist()
-        found = scores(psnr(first, second, span[1]), by_frame, ssim(first, second, span[1]).tolist())
-        found |= {"data_range": span[1], "identical": torch.equal(first, second)}
+        found = scores(first, second, span[1])
         worst = found["psnr_worst_frame"] - 1
-        figure = comparison_figure(first[worst], second[worst], span, by_frame)
+        figure = comparison_figure(first[worst], second[worst], span, found["frame_psnr"])
         shown = {key: list(values) for key, values in ui.PreviewImage(figure, cls=cls).as_dict().items()}
         return io.NodeOutput(
             found["psnr"], found["ssim"], figure, ui={**shown, "erta": [found], "text": [as_text(found)]}
@@ -84,14 +82,14 @@ def frames_of(reference: Any, candidate: Any) -> tuple[torch.Tensor, torch.Tenso
     return _as_frames(kind, first), _as_frames(kind, second)
 
 
-def scores(whole: float, by_frame: list[float], similarity: list[float]) -> dict[str, Any]:
+def scores(reference: torch.Tensor, candidate: torch.Tensor, data_range: float) -> dict[str, Any]:
     """JSON-able. Frames are counted from 1."""
-    found: dict[str, Any] = {"psnr": whole, "ssim": sum(similarity) / len(similarity), "frames": len(by_frame)}
+    by_frame, similarity = frame_psnr(reference, candidate, data_range), ssim(reference, candidate, data_range)
+    found = {"psnr": psnr(reference, candidate, data_range), "ssim": similarity.mean().item(), "frames": len(reference)}
     for name, values in (("psnr", by_frame), ("ssim", similarity)):
-        median = torch.tensor(values, dtype=torch.float64).quantile(0.5).item()
-        worst = min(range(len(values)), key=values.__getitem__)
-        found |= {f"{name}_median": median, f"{name}_worst": values[worst], f"{name}_worst_frame": worst + 1}
-    return found | {"frame_psnr": [round(v, 4) for v in by_frame], "frame_ssim": [round(v, 6) for v in similarity]}
+        found |= {f"{name}_median": values.quantile(0.5).item(), f"{name}_worst": values.min().item()}
+        found |= {f"{name}_worst_frame": int(values.argmin()) + 1, f"frame_{name}": values.tolist()}
+    return found | {"data_range": data_range, "identical": torch.equal(reference, candidate)}
 
 
 def as_text(found: dict[str, Any]) -> str:

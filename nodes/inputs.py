@@ -10,7 +10,7 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..comfy_erta.blocks import has_blocks
+from ..comfy_erta.blocks import known_blocks
 from ..comfy_erta.caching import BUILT_IN, RECORD
 from ..comfy_erta.presets import preset_names, preset_steps
 from ..erta.settings import AUTO, BLOCKS, DECLARED, OUTPUT, PAPER, Settings
@@ -36,7 +36,7 @@ def setting_input(name: str, options: tuple[str, ...] = (), **changed: Any) -> A
     options = options or limits.get("options", ())
     common = {"tooltip": limits["help"], **changed}
     if options:
-        return io.Combo.Input(name, options=list(options), default=options[0] if name == "level" else default, **common)
+        return io.Combo.Input(name, options=list(options), default=default, **common)
     if isinstance(default, bool):
         return io.Boolean.Input(name, default=default, **common)
     numbers = {"default": default, "min": limits["low"], "max": limits["high"]}
@@ -50,12 +50,7 @@ def ksampler_inputs() -> list[Any]:
     return [
         io.Model.Input("model", tooltip="The model to sample with, after LoRAs and shift."),
         io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="Seed of the noise.",
+            "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Seed of the noise."
         ),
         io.Int.Input("steps", default=50, min=1, max=10000, tooltip="Steps of the full run that is sped up."),
         io.Float.Input("cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
@@ -94,7 +89,7 @@ def _advanced_inputs() -> list[Any]:
             optional=True,
             tooltip="No profile fits: render once in full and keep one, or be fast at once without a prediction.",
         ),
-        setting_input("level", (AUTO, OUTPUT, BLOCKS), optional=True),
+        setting_input("level", (AUTO, OUTPUT, BLOCKS), default=AUTO, optional=True),
         setting_input("predictor", optional=True),
         setting_input("corrector", optional=True),
         setting_input("timesteps", (AUTO, ON, OFF), default=AUTO, optional=True),
@@ -133,7 +128,7 @@ def settings_from(model: Any, values: dict[str, Any]) -> Settings:
     """The settings that the inputs of ``cache_inputs`` express, all of them there."""
     mode, level, timesteps = values["mode"], values["level"], values["timesteps"]
     if level == AUTO:
-        level = BLOCKS if mode == PAPER and has_blocks(model) else OUTPUT
+        level = BLOCKS if mode == PAPER and known_blocks(model.model.diffusion_model) else OUTPUT
     steps, published_for = preset_steps(values["preset"])
     resolved = {
         "level": level,

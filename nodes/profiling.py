@@ -12,7 +12,7 @@ from ..comfy_erta.measuring import measure_profile
 from ..comfy_erta.report import Report
 from ..comfy_erta.store import check_name, default_store
 from ..erta.profile_file import digest
-from .inputs import CATEGORY, ProfileType, advanced, ksampler_inputs
+from .inputs import CATEGORY, ProfileType, advanced, ksampler_inputs, setting_input
 from .view import profile_ui
 
 
@@ -40,12 +40,8 @@ class ERTAProfile(io.ComfyNode):
                     tooltip="Name to keep it under: letters, digits, dot, dash, underscore.",
                 ),
                 advanced(
-                    io.Combo.Input(
-                        "level",
-                        options=["output", "blocks"],
-                        default="output",
-                        optional=True,
-                        tooltip="What is measured; blocks only serves the level of that name.",
+                    setting_input(
+                        "level", optional=True, tooltip="What is measured; blocks only serves the level of that name."
                     )
                 ),
             ],
@@ -119,5 +115,4 @@ class ERTALoadProfile(io.ComfyNode):
 def render(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """KSampler itself, with its bar, previews, masks and batch indices."""
     others = dict(inputs)
-    latent: dict[str, Any] = comfy_nodes.common_ksampler(model, latent=others.pop("latent_image"), **others)[0]
-    return latent
+    return comfy_nodes.common_ksampler(model, latent=others.pop("latent_image"), **others)[0]

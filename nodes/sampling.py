@@ -18,8 +18,6 @@ from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, setting
 from .profiling import render
 from .view import report_ui
 
-_KSAMPLER = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise")
-
 
 class ERTACachedSampler(io.ComfyNode):
     @classmethod
@@ -44,7 +42,8 @@ class ERTACachedSampler(io.ComfyNode):
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
         reports: list[Report] = []
         task = _caching(model, inputs, reports.append)
-        latent = render(attach(model, task, Progress(cls.hidden.unique_id)), {k: inputs[k] for k in _KSAMPLER})
+        _, *others = (made.id for made in ksampler_inputs())  # all but the model
+        latent = render(attach(model, task, Progress(cls.hidden.unique_id)), {name: inputs[name] for name in others})
         if reports:
             complete_workflow(cls.hidden.extra_pnginfo, cls.hidden.unique_id, reports[-1].plan, plan_place())
         return io.NodeOutput(latent, ui=report_ui(reports))

@@ -28,18 +28,17 @@ def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[s
     """The profile in short, the predicted error at each speed, and the notes of its runs, as data and as text."""
     curve = [asdict(point) for point in _curve(profile)]
     measured = profile.measured
-    runs = f"{profile.runs} run{'s' if profile.runs > 1 else ''}"
+    count = len({table.run for table in profile.tables})
     unmeasured = () if any(table.has_error_response for table in profile.tables) else (note("no_error_response"),)
     notes = [*unmeasured, *(one for report in reports for one in report.notes)]
     lines = [
-        f"profile {name}: {measured.model_class}, {runs} of {measured.steps} steps",
+        f"profile {name}: {measured.model_class}, {count} run{'s'[: count > 1]} of {measured.steps} steps",
         f"{measured.sampler} {measured.scheduler}, guidance {measured.guidance}, {measured.level} level",
         *(f"{c['speed']:g}x: predicted error {c['median']:.2%}, worst {c['worst']:.2%}" for c in curve if c["median"]),
         *(one.text for one in notes),
     ]
     content = {"name": name, "measured": asdict(measured), "digest": digest(profile), "curve": curve}
-    content["notes"] = [asdict(one) for one in notes]
-    content |= {"sigmas": [round(float(sigma), 4) for sigma in profile.sigmas], "map": _map(profile)}
+    content |= {"sigmas": profile.sigmas.round(4).tolist(), "map": _map(profile), "notes": [asdict(n) for n in notes]}
     return {"erta": [content], "text": ["\n".join(lines)]}
 
 
@@ -53,5 +52,4 @@ def _map(profile: Profile) -> list[list[float]]:
     """Mean relative L1 distance of each pair of model calls, of at most _MAP of them."""
     relative = distances(profile)
     shown = np.linspace(0, len(relative) - 1, min(len(relative), _MAP)).round().astype(int)
-    found: list[list[float]] = np.minimum(relative, 10.0).round(4)[np.ix_(shown, shown)].tolist()
-    return found
+    return np.minimum(relative, 10.0).round(4)[np.ix_(shown, shown)].tolist()

@@ -149,7 +149,7 @@ def test_a_perturbed_run_that_goes_elsewhere_measures_nothing_and_says_so(wan, s
 
     monkeypatch.setattr(measuring.Perturbing, "begin", astray)
     found, latents, reports = measured(wan, sample)
-    assert found.runs == 2 and not any(table.has_error_response for table in found.tables)
+    assert len(found.tables) == 2 and not any(table.has_error_response for table in found.tables)
     assert "error_response_failed" in codes(reports[1])
     assert torch.equal(latents[2], sample(seed=21))
 

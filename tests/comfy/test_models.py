@@ -154,11 +154,11 @@ def test_blocks_level_works_or_says_why_not(case: Case, store: Any) -> None:
     profile, rendered = case.record("blocks")
     assert torch.equal(rendered, case.render())
     model, reports = case.cached(store, 2.0, "blocks", profile)
-    from ertacache.comfy_erta.blocks import _known_blocks, block_slots
+    from ertacache.comfy_erta.blocks import block_slots, known_blocks
 
     slots = block_slots(case.model)
     module = case.model.model.diffusion_model
-    lists = _known_blocks(module)
+    lists = known_blocks(module)
     first, last = (getattr(module, lists[kind])[i] for kind, i in (slots[0], slots[-1]))
     # Wan Animate 2 enters its blocks by other methods than forward; this one is not the pose branch's.
     method = "forward_gen" if hasattr(first, "forward_gen") else "forward"

@@ -140,7 +140,7 @@ def test_a_stored_profile_with_rotten_tables_is_passed_over(wan, sample, store, 
     for name in ("a", "b", "c"):
         store.save(name, recorded())
     for name in ("a", "b"):
-        store.path(name).write_bytes(rotten(recorded()))
+        (store.user_dir / f"{name}.safetensors").write_bytes(rotten(recorded()))
     assert [name for name, _ in store.headers()] == ["a", "b", "c"], "by their headers all three fit"
     model, reports = cached(wan, store, Settings(speed=2.0))
     sample(model)
@@ -148,7 +148,7 @@ def test_a_stored_profile_with_rotten_tables_is_passed_over(wan, sample, store, 
     assert [note.values["name"] for note in reports[0].notes[:3]] == ["a", "b", "c"]
     assert "safetensors" in reports[0].notes[0].values["reason"]
     assert reports[0].computed == STEPS // 2 and reports[0].predicted_error
-    store.path("c").unlink()
+    (store.user_dir / "c.safetensors").unlink()
     assert torch.equal(sample(model), sample())
     assert codes(reports[1]) == ["profile_unreadable", "profile_unreadable", "recording_first", "recorded"]
     assert reports[1].computed == STEPS and len(store.names()) == 3

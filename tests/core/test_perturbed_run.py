@@ -245,7 +245,7 @@ class Responding:
 
     def run_again(self, plan: Plan) -> tuple[Table, ...]:
         tables = self.recorder.tables(0, 1.0)
-        perturbed = PerturbedRun(plan, self.response, self.recorder.features())
+        perturbed = PerturbedRun(plan, self.response, self.recorder.features)
         for key in self.responses:
             calls = iter(range(self.response.calls))
 

@@ -248,18 +248,18 @@ REFUSED = {
     "a digest that is no text": (changed(model=0), "model"),
     "settings is no object": (changed(settings=[2.0]), "settings"),
     "settings with another field": (changed(settings={**CONTENT["settings"], "x": 1}), "settings"),
-    "settings speed a text": (changed(settings={**CONTENT["settings"], "speed": "2"}), "settings.speed"),
-    "settings speed true": (changed(settings={**CONTENT["settings"], "speed": True}), "settings.speed"),
+    "settings speed a text": (changed(settings={**CONTENT["settings"], "speed": "2"}), "settings: speed"),
+    "settings speed true": (changed(settings={**CONTENT["settings"], "speed": True}), "settings: speed"),
     "settings speed too high": (changed(settings={**CONTENT["settings"], "speed": 1e9}), "settings: speed"),
     "settings longest_gap fractional": (
         changed(settings={**CONTENT["settings"], "longest_gap": 1.5}),
-        "settings.longest_gap",
+        "settings: longest_gap",
     ),
     "settings preset of lists": (
         changed(settings={**CONTENT["settings"], "preset": [[0]], "preset_steps": 3}),
-        "settings.preset",
+        "settings: preset",
     ),
-    "settings mode unhashable": (changed(settings={**CONTENT["settings"], "mode": {}}), "settings.mode"),
+    "settings mode unhashable": (changed(settings={**CONTENT["settings"], "mode": {}}), "settings: mode"),
 }
 
 

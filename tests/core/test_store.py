@@ -95,14 +95,14 @@ HOSTILE_NAMES = {
 
 @pytest.mark.parametrize(("name", "rule"), HOSTILE_NAMES.values(), ids=HOSTILE_NAMES.keys())
 def test_hostile_names_are_refused_everywhere(store: Store, name: str, rule: str) -> None:
-    for use in (check_name, store.path, store.load, store.unique_name, lambda name: store.save(name, profile())):
+    for use in (check_name, store.load, store.unique_name, lambda name: store.save(name, profile())):
         with pytest.raises(StoreError, match=rule):
             use(name)
 
 
 def test_saved_profile_is_loaded_and_nothing_else_is_left(store: Store) -> None:
     path = store.save("wan", profile())
-    assert path == store.path("wan") == store.user_dir / "wan.safetensors"
+    assert path == (store.user_dir / "wan.safetensors") == store.user_dir / "wan.safetensors"
     assert digest(store.load("wan")) == digest(profile())
     assert list(store.user_dir.iterdir()) == [path]
 
@@ -142,21 +142,21 @@ def test_unreadable_files_are_skipped_with_one_warning(store: Store, caplog: pyt
         assert [name for name, _ in store.headers()] == ["good"]
     assert len(caplog.records) == 1
     assert "bad.safetensors: profile field 'header'" in caplog.text
-    assert f"worse.safetensors: {MAX_BYTES + 1} bytes" in caplog.text
+    assert "worse.safetensors: profile field 'header'" in caplog.text
 
 
 def test_load_error_names_the_file(store: Store) -> None:
     store.save("wan", profile())
-    store.path("wan").write_bytes(to_bytes(profile())[:-1])
+    (store.user_dir / "wan.safetensors").write_bytes(to_bytes(profile())[:-1])
     with pytest.raises(ProfileError, match=r"^wan\.safetensors: profile field 'file'"):
         store.load("wan")
 
 
-def test_oversized_file_is_refused_before_it_is_read(store: Store) -> None:
+def test_of_an_oversized_file_no_more_is_read_than_it_takes_to_refuse_it(store: Store) -> None:
     store.user_dir.mkdir(parents=True)
-    with store.path("wan").open("wb") as file:
+    with (store.user_dir / "wan.safetensors").open("wb") as file:
         file.truncate(2**40)  # sparse: reading it would fail for lack of memory
-    with pytest.raises(ProfileError, match=r"wan\.safetensors: 1099511627776 bytes"):
+    with pytest.raises(ProfileError, match=rf"wan\.safetensors: .*at most {MAX_BYTES} bytes"):
         store.load("wan")
 
 
@@ -181,7 +181,7 @@ def secret(tmp_path: Path) -> Path:
 
 def test_link_is_neither_read_nor_listed_nor_written_through(store: Store, secret: Path) -> None:
     store.user_dir.mkdir(parents=True)
-    store.path("wan").symlink_to(secret)
+    (store.user_dir / "wan.safetensors").symlink_to(secret)
     before = secret.read_bytes()
     for use in (store.load, lambda name: store.save(name, profile())):
         with pytest.raises(StoreError, match="symbolic link"):
@@ -220,7 +220,7 @@ def test_failed_save_leaves_the_old_file_and_no_other(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, failing, fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(StoreError, match="disk full"):
             store.save("wan", profile(steps=3))
     assert store.load("wan").measured.steps == 2
     assert list(store.user_dir.iterdir()) == [path]

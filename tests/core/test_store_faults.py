@@ -1,5 +1,5 @@
 """When the disk is full, the folder read-only, two servers write at once or one is killed: the store stays readable,
-nothing old is lost, and what is left behind is not listed and goes away."""
+nothing old is lost, and what is left behind is not listed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ertacache.comfy_erta.store import Store, StoreError, StoreFault
+from ertacache.comfy_erta.store import Store, StoreError
 from ertacache.erta.profile_file import to_bytes
 from ertacache.tests.core.test_store import profile
 
@@ -93,7 +93,7 @@ def test_a_fault_at_any_stage_is_reported_and_leaves_the_old_profile(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, failing, fail)
-        with pytest.raises(StoreFault, match=f"'wan' cannot be kept: {os.strerror(number)} .somewhere.; free space"):
+        with pytest.raises(StoreError, match=f"'wan' cannot be kept: {os.strerror(number)} .somewhere.; free space"):
             store.save("wan", profile(steps=3))
     assert store.load("wan").measured.steps == 2
     assert temporary_files(store) == []
@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_write_leaves_the_old_profile(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", open_full)
-        with pytest.raises(StoreFault, match="No space left on device"):
+        with pytest.raises(StoreError, match="No space left on device"):
             store.save("wan", profile(steps=3))
     check_whole(store)
     assert store.load("wan").measured.steps == 2
@@ -134,7 +134,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         small = Store(disk)
         small.save("wan", profile(steps=2))
         (disk / "filling").write_bytes(bytes(4096))
-        with pytest.raises(StoreFault, match=r"'wan' cannot be kept: No space left on device.*free space"):
+        with pytest.raises(StoreError, match=r"'wan' cannot be kept: No space left on device.*free space"):
             small.save("wan", profile(steps=3))
         check_whole(small)
         assert small.load("wan").measured.steps == 2
@@ -172,14 +172,14 @@ assert store.load("wan").measured.steps == 2 and store.names() == ["wan"]
     finally:
         store.user_dir.chmod(0o755)
     assert process.returncode == 0, errors
-    assert printed.startswith(b"StoreFault profile 'wan' cannot be kept: Permission denied"), printed
+    assert printed.startswith(b"StoreError profile 'wan' cannot be kept: Permission denied"), printed
     assert temporary_files(store) == []
 
 
 def test_a_file_where_the_folder_should_be_is_reported(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("mine")
     for folder in (tmp_path / "store", tmp_path / "store" / "below"):
-        with pytest.raises(StoreFault, match="cannot be kept"):
+        with pytest.raises(StoreError, match="cannot be kept"):
             Store(folder).save("wan", profile())
         assert Store(folder).names() == []
     assert (tmp_path / "store").read_text() == "mine"
@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_read_is_reported_and_left_out(
         raise OSError(number, os.strerror(number), "somewhere")
 
     monkeypatch.setattr(Path, "open", fail)
-    with pytest.raises(StoreFault, match=f"'wan' cannot be read: {os.strerror(number)}"):
+    with pytest.raises(StoreError, match=f"'wan' cannot be read: {os.strerror(number)}"):
         store.load("wan")
     assert store.headers() == []
 

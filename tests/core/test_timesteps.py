@@ -78,13 +78,3 @@ def test_adjusted_does_not_write_into_its_inputs() -> None:
     before = sigmas.copy()
     adjusted(sigmas, factors)
     assert np.array_equal(sigmas, before)
-
-
-@pytest.mark.parametrize(
-    ("sigmas", "factors"),
-    [([1, 0.5, 0], [1]), ([1, 0.5, 0], [1, 1, 1]), ([1, 0.5, 0.5, 0], [1, 1, 1]), ([0, 0.5, 1], [1, 1])],
-    ids=["too few factors", "too many factors", "equal sigmas", "rising sigmas"],
-)
-def test_adjusted_refuses(sigmas: list[float], factors: list[float]) -> None:
-    with pytest.raises(ValueError, match="strictly falling sigmas"):
-        adjusted(np.array(sigmas), np.array(factors))
