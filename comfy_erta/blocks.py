@@ -4,8 +4,6 @@ It is read and put back through ``patches_replace["dit"]``. Embeddings and head 
 reused model call.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """What the browser gets: live progress, the report of a model patch, and the plan in the saved workflow."""
 
-from __future__ import annotations
-
 import logging
 import time
 from typing import Any

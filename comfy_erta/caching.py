@@ -1,7 +1,5 @@
 """Caching: follow a plan, or record a profile where there is none."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from functools import partial

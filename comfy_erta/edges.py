@@ -1,7 +1,5 @@
 """Sigmas at which conditioning or guidance starts or ends, so that something else is combined from there on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any

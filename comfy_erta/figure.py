@@ -1,7 +1,5 @@
 """The picture of a comparison: the worst frame side by side, and how PSNR runs over the frames."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

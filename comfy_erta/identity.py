@@ -1,7 +1,5 @@
 """Identity: which model, LoRAs and settings a profile was measured on, and whether it fits the run at hand."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """ERTA Profile's measurement: several full runs, and one cached run that shows the model's response to errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial

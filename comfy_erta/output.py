@@ -3,8 +3,6 @@
 Needs nothing of the model's code, and keeps one tensor of the latent's size per kept model call.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Published lists of computed steps, shipped in ``profiles/presets.json`` with where they come from."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The sampler's impulse response in ComfyUI: run its own function on unit impulses, leaving no trace."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import replace
 from types import SimpleNamespace

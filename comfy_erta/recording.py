@@ -1,7 +1,5 @@
 """Recording: compute a run in full and turn its features into a profile's tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial

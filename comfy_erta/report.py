@@ -1,7 +1,5 @@
 """What a run cost and what was decided, measured: for the node, as data and as text."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

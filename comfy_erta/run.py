@@ -4,8 +4,6 @@ Nothing is kept on the model, in a MODEL output or in a module. The wrappers tha
 the guider's options made for this run only.
 """
 
-from __future__ import annotations
-
 import time
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ A level (output.py, blocks.py) is where features are read and put back. Its ``ca
 (x, timestep, ...) -> (denoised, whether it was reused).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Stopwatch: how long the model calls of each kind take."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

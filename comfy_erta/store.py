@@ -3,8 +3,6 @@
 Names come from workflows, which anybody may have written. A name is only ever one file's name in these folders.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What is done with a sampling run: a Task looks at the coming run and says how it is observed and finished."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol

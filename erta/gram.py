@@ -1,7 +1,5 @@
 """Matrices of scalar products: checks and distances."""
 
-from __future__ import annotations
-
 import numpy as np
 
 # Of the trace: how far a Gram matrix may be from symmetric and positive semidefinite.

@@ -6,8 +6,6 @@ the simulation adds, it counts what the interval and the one before it determine
 ends it, and that its line is drawn from an output that is off itself.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

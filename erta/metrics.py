@@ -1,8 +1,6 @@
 """How close two clips of one shape (frames, channels, height, width) are: PSNR and SSIM, in float64 on any device that
 has it. `data_range` is the span of the values, above 0; 1.0 for images."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

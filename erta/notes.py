@@ -4,8 +4,6 @@ The texts stand in locales/en/main.json under ``ertacache.notes``, by code; the 
 a note chooses by `Note.level` and `Note.code`, never by words.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Observer: what joins the method to whatever runs the model."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Tensors put aside in main memory while a GPU computes, and fetched back in between."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Its model calls are at latents that are off by known errors. How its computed fe
 run with the same seed is the response to these errors.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -3,8 +3,6 @@
 A plan is complete by itself. plan_file.py makes it the JSON that travels in a workflow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,8 +1,6 @@
 """A plan as JSON, for workflows. Whoever opens a stranger's workflow gets a plan that this pack could have made, or an
 error that names the field."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

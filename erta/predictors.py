@@ -4,8 +4,6 @@ Notation: a skipped interval lies between two computed model calls s < t; the ca
 holds the computed calls up to s, newest first. A new predictor is one class here and one line in `PREDICTORS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple

@@ -3,8 +3,6 @@
 Both follow from the sigmas alone. They choose what to compute and to correct; no error is predicted from them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .simulation import ErrorResponse

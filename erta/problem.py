@@ -149,10 +149,9 @@ class Problem:
         if not any(table.has_error_response for table in used.tables):
             at_output = source.measured.level == "output"  # where ERTA Profile measures it
             found.append(note("no_error_response_remedy" if at_output else "no_error_response"))
-        if profile is not used and source.calls == self.calls:
-            found.append(note("profile_resampled_sigmas"))
-        elif profile is not used:
-            found.append(note("profile_resampled_calls", profile_calls=source.calls, calls=self.calls))
+        if profile is not used:
+            counts = note("profile_resampled_calls", profile_calls=source.calls, calls=self.calls)
+            found.append(note("profile_resampled_sigmas") if source.calls == self.calls else counts)
         return (*found, note("profile_sparse")) if self.sparse else tuple(found)
 
 

@@ -4,8 +4,6 @@ A table has the features' scalar products and distances (docs/method.md, "The pr
 writes profiles; resampling.py moves them to other sigmas.
 """
 
-from __future__ import annotations
-
 import reprlib
 from dataclasses import dataclass, field
 

@@ -15,8 +15,6 @@ its mean of absolute values, gain and deviation times sigma at most MAX_ERROR_RE
 Files come from strangers: reading one gives a Profile that can be planned with, or raises ProfileError.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Recorder: an observer of a full run that measures scalar products and distances of its features."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

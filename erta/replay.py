@@ -1,7 +1,5 @@
 """Replay: an observer that follows a Plan and holds the cached features of one run."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

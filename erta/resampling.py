@@ -4,8 +4,6 @@ Features are interpolated over sigma by fixed weights, which carries over to the
 follow from the distances by their measured ratio, which changes slowly with sigma.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

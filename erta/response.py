@@ -4,8 +4,6 @@ A deterministic sampler is linear in its first latent and in the derivatives ``d
 model. A run on unit impulses measures the rest; no model and no sampler's name is needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 All functions are deterministic; ties go to the earlier step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 

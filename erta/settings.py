@@ -4,8 +4,6 @@ The nodes' inputs read the fields' metadata: ``help``; ``options`` of a choice; 
 ``round`` of a number; ``least`` and ``most`` where a plan may hold more than a node offers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from types import MappingProxyType

@@ -4,8 +4,6 @@ A cached run calls its model at latents that are off: with a position error delt
 ``F_t + gain_t delta + rho_t``, where rho_t is a direction of its own. All else is linear.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

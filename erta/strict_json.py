@@ -1,7 +1,5 @@
 """JSON from strangers: one object, no key twice, no NaN or infinity."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, NoReturn
 

@@ -1,7 +1,5 @@
 """Trajectory-aware timestep adjustment (ERTACache): shorter steps where the reused output overshoots."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .schedules import Schedule

@@ -1,7 +1,5 @@
 """The nodes as ComfyUI's V3 schema declares them."""
 
-from __future__ import annotations
-
 from comfy_api.latest import ComfyExtension, io
 
 from .compare import ERTACompare

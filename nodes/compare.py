@@ -1,7 +1,5 @@
 """ERTA Compare."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 What an input that is a setting offers, and its help, stands in erta/settings.py; the other inputs are declared here.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import comfy.samplers

@@ -1,7 +1,5 @@
 """ERTA Profile and Load ERTA Profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from comfy_api.latest import io

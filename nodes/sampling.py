@@ -1,7 +1,5 @@
 """ERTA Cached Sampler, ERTA Cache and the Timestep Adjuster."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the nodes hand to the browser: JSON-able, every value a list as ComfyUI joins them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

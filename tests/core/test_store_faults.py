@@ -1,5 +1,5 @@
 """When the disk is full, the folder read-only, two servers write at once or one is killed: the store stays readable,
-nothing old is lost, and what is left behind is not listed."""
+nothing old is lost, and what is left behind is not listed and goes away."""
 
 from __future__ import annotations
 
