@@ -63,7 +63,8 @@ def solve(problem: Problem, settings: Settings) -> Plan:
         else:
             moved = np.empty(0)
             notes.append(note("timesteps_cross_edge"))
-    return replace(way.plan(compute), schedule=rounded(moved), profile=problem.digest, notes=tuple(notes))
+    digest = "" if problem.profile is None else problem.digest
+    return replace(way.plan(compute), schedule=rounded(moved), profile=digest, notes=tuple(notes))
 
 
 @dataclass(frozen=True)

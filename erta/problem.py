@@ -67,8 +67,8 @@ class Problem:
 
     @cached_property
     def digest(self) -> str:
-        """Of the profile that is planned by; "" for none."""
-        return profile_file.digest(self.source) if self.source is not None and self.profile is not None else ""
+        """Of the source profile; "" for none."""
+        return "" if self.source is None else profile_file.digest(self.source)
 
     @cached_property
     def profile(self) -> Profile | None:

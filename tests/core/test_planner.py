@@ -31,7 +31,7 @@ from ertacache.erta.predictors import PREDICTORS, FittedLine
 from ertacache.erta.prior import conservative_error_response
 from ertacache.erta.problem import Problem, profile_grams, resets_at
 from ertacache.erta.profile import Measured, Profile
-from ertacache.erta.profile_file import from_bytes, to_bytes
+from ertacache.erta.profile_file import digest, from_bytes, to_bytes
 from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
 from ertacache.erta.resampling import resampled
@@ -839,3 +839,12 @@ def test_a_curve_resamples_and_hashes_the_profile_once_and_probes_the_sampler_on
 def test_predictors_that_settings_offer_are_those_of_the_table() -> None:
     offered = {name for name, predictor in PREDICTORS.items() if predictor.selectable}
     assert set(DECLARED["predictor"].metadata["options"]) == {"auto", *offered}
+
+
+@pytest.mark.parametrize("steps", [1, 2, MIN_CALLS - 1])
+def test_a_run_too_short_for_any_profile_asks_nothing_of_the_one_at_hand(steps: int) -> None:
+    """A carried plan is compared by the profile's digest, whatever the run: no table has only one model call."""
+    problem = Problem(flow(steps), euler_response, PROFILE)
+    assert problem.digest == digest(PROFILE)
+    assert all(solve(problem, Settings(2.0)).compute)
+    assert {all(c == "1" for c in point.compute) for point in error_curve(problem, Settings(2.0))} == {True}
