@@ -33,8 +33,8 @@ class Roughness:
     """kernel: h of equation 3, in units of the latent. least, rate, most: s_least, s_rate, s_most of equation 4."""
 
     kernel: float = 0.1
-    least: float = 0.6
-    rate: float = 0.1
+    least: float = 0.8
+    rate: float = 0.02
     most: float = 8.0
 
     def window(self, sigma: float) -> float:
