@@ -1,7 +1,9 @@
 """The rough stand-in: the analytic denoiser of bench/posterior.py as a ComfyUI model, on real moving pictures.
 
-Its roughness is set so that it is about as hard on a cache as the real Wan2.1: at shift 0.8, guidance 3, 25 plain Euler
-steps of 50 come to 16 to 18 dB of its own full run.
+Its roughness is set once, so that it is about as hard on a cache as the real Wan2.1. At shift 0.8 and guidance 3,
+against its own full run of 50 Euler steps (16 prompts, median / worst PSNR): 25 plain steps 19.5 / 17.6 dB, LeMiCa's
+list of 25 for Wan2.1 1.3B, held, 24.3 / 20.2 dB, another seed 11.6 / 9.1 dB. A model call takes about 9 ms on one CPU
+thread.
 
 A prompt is a set of sources: the clips cut from them, and those mirrored, are the prior of the cond. All clips are the
 prior of the uncond. So guidance has its usual meaning, and a prompt is to the model what a text is to a trained one: it
@@ -116,7 +118,7 @@ class RoughModel(comfy.model_base.BaseModel):
 
 @functools.cache
 def known_clips() -> Clips:
-    """The real ones. Raises RuntimeError where they cannot be had."""
+    """The real ones. Raises FileNotFoundError where they cannot be had."""
     return Clips(rough_clips())
 
 

