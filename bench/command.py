@@ -27,6 +27,7 @@ from .ours import BUILTIN, PLANNED, ours
 from .reference import References
 from .rig import Rig
 from .rivals import rivals
+from .skipping import usable
 from .subjects import model_file
 
 OUTPUT = ROOT / "bench" / "output"
@@ -44,7 +45,8 @@ QUICK = (
 )
 
 # What a row depends on beside the model and the settings. A change of the pack measures ours anew, not the rivals.
-_RENDERING = ("rig", "subjects", "quality", "reference", "measure", "methods", "tuning", "calibration")
+_STAND_IN = ("rough", "rough_clips", "posterior")
+_RENDERING = (*_STAND_IN, "rig", "subjects", "quality", "reference", "measure", "methods", "tuning", "calibration")
 _RIVALS = (*_RENDERING, "rivals", "following", "taylor", "magnitudes", "embeddings")
 _OURS = (*_RENDERING, "ours", "recording")
 
@@ -59,7 +61,7 @@ class Bench:
         pack = [*(ROOT / "erta").glob("*.py"), *(ROOT / "comfy_erta").glob("*.py")]
         self.rivals = Kept(folder, digest_of(known, digest_of_files(_sources(_RIVALS))))
         self.ours = Kept(folder, digest_of(known, digest_of_files([*_sources(_OURS), *pack])))
-        full = digest_of(known, digest_of_files(_sources(("rig", "subjects"))))
+        full = digest_of(known, digest_of_files(_sources((*_STAND_IN, "rig", "subjects"))))
         self.references = References(rig, Kept(folder, full))
         self.calibration = Calibration(rig, rivals=self.rivals, ours=self.ours)
         others = [sampler for sampler in rig.config.other_samplers if sampler != rig.config.sampler]
@@ -119,7 +121,7 @@ def main() -> None:
     except (ConfigError, FileNotFoundError, ValueError) as problem:
         raise SystemExit(str(problem)) from None
     speeds = tuple(args.speeds or (QUICK_SPEEDS if args.quick else SPEEDS))
-    names = chosen(bench, args.methods or (), args.quick)
+    names = usable(bench.rig.model, chosen(bench, args.methods or (), args.quick))
     run(bench, [(name, speed) for speed in speeds for name in names], args.fresh)
     folder = args.output or OUTPUT / ("quick" if args.quick else "" if config.name == "tiny_wan" else config.name)
     write_results(bench, speeds, folder)

@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 class Config:
     """One model, its prompts and how it is sampled. Field names are the keys of the TOML file.
 
-    model: a path relative to the repository, or a name in ComfyUI's models/diffusion_models. dtype: of the weights, as
+    model: a path in the repository, a name in ComfyUI's models/diffusion_models, or "rough". dtype: of the weights, as
     torch names it, or "default". shift: 0 keeps the model's own. clip, clip_type, vae: names in ComfyUI's folders; all
     "" for the tiny Wan, whose words and codec need none. frames, width, height: of the decoded clip, in frames and
     pixels (the tiny Wan has its own). prompts: the list, or the name of a text file beside the config, one per line;

@@ -14,6 +14,7 @@ from ..demo.tiny_wan.nodes import ERTADemoCopyForEasyCache
 from . import embeddings, magnitudes, taylor
 from .following import follow
 from .methods import ABLATION, RIVAL, Method, Place, Proposals, Setting, single
+from .skipping import levels
 
 # Thresholds between which EasyCache and LazyCache are searched, and how often the interval is halved.
 LOWEST, HIGHEST, HALVINGS = 0.002, 2.0, 7
@@ -81,7 +82,7 @@ def teacache(place: Place) -> Proposals:
 def published_lists(place: Place) -> Proposals:
     """LeMiCa's lists of this number of steps, whatever model they are for, held, at either level."""
     for name, steps in fitting_lists(place.steps, place.budget):
-        for level in ("blocks", "output"):
+        for level in levels(place.rig.model):
             compute = tuple(i in steps for i in range(place.steps))
             yield Setting(f"{name}, {level}", functools.partial(follow, compute=compute, level=level))
 

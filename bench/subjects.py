@@ -14,6 +14,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 import nodes
 
 from ..demo.tiny_wan import clips, codec, words
+from . import rough, rough_clips
 from .config import Config
 from .loading import ROOT
 
@@ -39,7 +40,9 @@ class Subject(Protocol):
 
 
 def model_file(config: Config) -> Path:
-    """The weights: in the repository, at a path, or in ComfyUI's folders."""
+    """The weights: in the repository, at a path, or in ComfyUI's folders; the clips of the rough model."""
+    if config.model == rough.NAME:
+        return rough_clips.wheel()
     for path in (ROOT / config.model, Path(config.model)):
         if path.is_file():
             return path
@@ -49,7 +52,10 @@ def model_file(config: Config) -> Path:
 def load_model(config: Config) -> Any:
     """The ModelPatcher, with the config's shift."""
     options = {} if config.dtype == "default" else {"dtype": getattr(torch, config.dtype)}
-    model = comfy.sd.load_diffusion_model(str(model_file(config)), model_options=options)
+    if config.model == rough.NAME:
+        model = rough.rough_model(rough.known_clips())
+    else:
+        model = comfy.sd.load_diffusion_model(str(model_file(config)), model_options=options)
     return ModelSamplingSD3().patch(model, config.shift)[0] if config.shift else model
 
 
@@ -99,4 +105,6 @@ class StockWan:
 
 
 def make_subject(config: Config) -> Subject:
+    if config.model == rough.NAME:
+        return rough.RoughClips(rough.known_clips())
     return TinyWan() if config.tiny else StockWan(config)
