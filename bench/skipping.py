@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..comfy_erta.blocks import has_blocks
+from ..comfy_erta.blocks import known_blocks
 from .ours import VARIANTS
 
 BLOCK_RIVALS = frozenset({"TeaCache", "MagCache", "TaylorSeer 1", "TaylorSeer 2"})
@@ -13,13 +13,13 @@ BLOCK_RIVALS = frozenset({"TeaCache", "MagCache", "TaylorSeer 1", "TaylorSeer 2"
 
 def levels(model: Any) -> Sequence[str]:
     """Where a schedule can be followed on a model."""
-    return ("blocks", "output") if has_blocks(model) else ("output",)
+    return ("blocks", "output") if known_blocks(model.model.diffusion_model) else ("output",)
 
 
 def usable(model: Any, names: Iterable[str]) -> list[str]:
     """The methods that the model can be rendered with. The others are printed, with the reason."""
     names = list(names)
-    if has_blocks(model):
+    if known_blocks(model.model.diffusion_model):
         return names
     needing = BLOCK_RIVALS | {variant.name for variant in VARIANTS if variant.settings.level == "blocks"}
     skipped = [name for name in names if name in needing]
