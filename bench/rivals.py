@@ -11,9 +11,12 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 
 from ..comfy_erta.presets import preset_names, preset_steps
 from ..demo.tiny_wan.nodes import ERTADemoCopyForEasyCache
-from . import embeddings, magnitudes, taylor
+from . import embeddings, magnitudes, published, taylor
 from .following import follow
+from .fsampler import fsampler
+from .geoshrink import geoshrink
 from .methods import ABLATION, RIVAL, Method, Place, Proposals, Setting, single
+from .seacache import seacache
 from .skipping import levels
 
 # Thresholds between which EasyCache and LazyCache are searched, and how often the interval is halved.
@@ -118,6 +121,11 @@ def rivals(other_samplers: Sequence[str]) -> list[Method]:
         Method("TeaCache", RIVAL, teacache, tuned=True, effort=2),
         Method("MagCache", RIVAL, magcache, tuned=True, effort=5),
         Method("LeMiCa lists", RIVAL, published_lists, tuned=True, effort=6),
+        Method("SeaCache", RIVAL, seacache, tuned=True, effort=2 * HALVINGS),
+        Method("FSampler", RIVAL, fsampler, tuned=True, effort=6 + 2 * HALVINGS),
+        Method("GeoShrink", RIVAL, geoshrink, tuned=True, effort=2),
+        Method("published lists, stretched", RIVAL, published.held, tuned=True, effort=16),
+        Method("published lists, our lines", ABLATION, published.with_lines, tuned=True, effort=8),
         Method("TaylorSeer 1", RIVAL, _taylor(1, "blocks"), tuned=True, effort=4),
         Method("TaylorSeer 2", RIVAL, _taylor(2, "blocks"), tuned=True, effort=4),
         Method("TaylorSeer 1, output level", ABLATION, _taylor(1, "output"), tuned=True, effort=4),

@@ -8,7 +8,7 @@ from typing import Any
 from ..comfy_erta.blocks import known_blocks
 from .ours import VARIANTS
 
-BLOCK_RIVALS = frozenset({"TeaCache", "MagCache", "TaylorSeer 1", "TaylorSeer 2"})
+BLOCK_RIVALS = frozenset({"SeaCache", "TeaCache", "MagCache", "TaylorSeer 1", "TaylorSeer 2"})
 
 
 def levels(model: Any) -> Sequence[str]:
