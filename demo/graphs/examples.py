@@ -195,7 +195,7 @@ def wan22(name: str, kind: str) -> Example:
         "Each expert has an ERTA Cache of its own, so each is measured and planned for itself. "
         f"{'Choose your own first frame. ' if pictured else ''}{FEW_STEPS}"
     )
-    return Example(f"Wan2.2 {kind.upper()}, two experts", boxes, PATCH_KNOB, more)
+    return Example(f"Wan2.2 {kind.upper()}, two experts", boxes, PATCH_KNOB, more, note_height=500)
 
 
 def flux(name: str) -> Example:
