@@ -48,6 +48,7 @@ QUICK = (
 _STAND_IN = ("rough", "rough_clips", "posterior")
 _RENDERING = (*_STAND_IN, "rig", "subjects", "quality", "reference", "measure", "methods", "tuning", "calibration")
 _RIVALS = (*_RENDERING, "rivals", "following", "taylor", "magnitudes", "embeddings")
+_RIVALS += ("online", "seacache", "fsampler", "geoshrink", "published")
 _OURS = (*_RENDERING, "ours", "recording")
 
 

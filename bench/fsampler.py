@@ -8,7 +8,7 @@ Written from the public description and code of obisin/ComfyUI-FSampler 1.5.0 (a
 - hN/sK: after a start that is computed, K calls and one skip, again and again.
 - Skip indices: a list of steps to skip, of which 0 and 1 are computed always.
 - Adaptive: the next latent is predicted with h3 and with h2; the call is skipped where the two differ by no more than a
-  tolerance, relative to the next latent. Every 4th call is computed, and no more than 4 in a row are skipped.
+  tolerance, relative to the next latent. Every 4th call is computed, so that the limit of 4 skips in a row never holds.
 
 Tuned: the quantity; patterns that spend the budget; skip indices spread evenly, for each order; the tolerance, which is
 fixed at 0.1 in the original.
@@ -32,11 +32,11 @@ from .methods import Place, Proposals, Setting
 from .online import OutputRule, checked, halved, online, spread
 
 QUANTITIES = ("denoised", "epsilon")
-LOWEST, HIGHEST = 1e-7, 1.0
+LOWEST, HIGHEST = 1e-5, 1.0
 
-# Model calls at both ends that patterns and the adaptive rule compute, the adaptive rule's regular one and its longest
-# skip: defaults of the node FSampler Advanced.
-FIRST, LAST, REGULAR, MOST = 2, 2, 4, 4
+# Model calls at both ends that patterns and the adaptive rule compute, and how often the adaptive rule computes one
+# whatever it predicts: defaults of the node FSampler Advanced.
+FIRST, LAST, REGULAR = 2, 2, 4
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,9 @@ class Skipping(OutputRule):
         self._skips, self._grid = skips, grid
         self._compute = checked(skips.compute, grid) if skips.compute else ()
         self._past: list[tuple[float, torch.Tensor]] = []  # (sigma, quantity), newest first
-        self._in_a_row = 0
 
     def predict(self, i: int, x: torch.Tensor) -> torch.Tensor | None:
-        predicted = self._by_schedule(i, x) if self._compute else self._adaptive(i, x)
-        self._in_a_row = 0 if predicted is None else self._in_a_row + 1
-        return predicted
+        return self._by_schedule(i, x) if self._compute else self._adaptive(i, x)
 
     def observe(self, i: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
         value = (denoised if self._skips.quantity == "denoised" else denoised - x).float()
@@ -114,7 +111,7 @@ class Skipping(OutputRule):
 
     def _adaptive(self, i: int, x: torch.Tensor) -> torch.Tensor | None:
         inside = FIRST <= i < len(self._grid) - 1 - LAST
-        if not inside or len(self._past) < 3 or self._in_a_row >= MOST or (i - FIRST) % REGULAR == 0:
+        if not inside or len(self._past) < 3 or (i - FIRST) % REGULAR == 0:
             return None
         high, low = (self._extrapolated(i, x, order) for order in (3, 2))
         share = 1.0 - self._grid[i + 1] / self._grid[i]

@@ -20,8 +20,9 @@ from .methods import Place, Proposals, Setting
 
 KEY = "erta_bench_online"
 
-# How often an interval of thresholds is halved towards the budget: as often as EasyCache's.
-HALVINGS = 7
+# How often an interval of thresholds is halved towards the budget. SeaCache on the tiny Wan goes from 29 to 23 computed
+# calls within 8 % of the threshold, too little for the 7 of EasyCache.
+HALVINGS = 9
 
 Executor = Callable[..., torch.Tensor]
 

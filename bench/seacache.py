@@ -7,7 +7,7 @@ block's modulated input, norm(x) (1 + scale) + shift on the grid of tokens, is f
     gain      = product over the axes, divided by its mean
 
 The relative L1 change of the filtered input from one model call to the next, computed or not, is added up. A sum below
-the threshold reuses the residual, otherwise the call is computed and the sum starts again. No calibration.
+the threshold reuses the residual, otherwise the call is computed and the sum starts again. Nothing is calibrated.
 
 Tuned: the threshold, and the published two choices of calls that are computed whatever the sum is: the first and the
 last, or a tenth at the start and none at the end.
@@ -29,7 +29,7 @@ from .embeddings import relative_l1
 from .methods import Place, Proposals, Setting
 from .online import Executor, halved, online, wrap_forward
 
-LOWEST, HIGHEST = 0.002, 20.0
+LOWEST, HIGHEST = 0.002, 2.0
 POWER = 3.0
 _TINY = 1e-16  # keeps the constant part's signal finite
 
@@ -63,7 +63,6 @@ class Sums:
         change = 0.0 if self._last is None else relative_l1(seen, self._last)
         self._last = seen
         if i == 0 or i not in self._protected:
-            self._sum = 0.0
             return True
         self._sum += change
         if self._sum < self._threshold:

@@ -204,6 +204,25 @@ def test_a_threshold_is_halved_towards_the_budget(comfy_pack):
     assert tried[-1] == pytest.approx(0.05, rel=0.05)
 
 
+def test_a_guider_has_its_own_options_again(rig):
+    """Also where another wrapper goes on with them after the run."""
+    from ertacache.bench.geoshrink import shrink
+
+    seen = []
+
+    def around(executor, *args, **kwargs):
+        guider = executor.class_obj
+        before = guider.model_options
+        result = executor(*args, **kwargs)
+        seen.append(guider.model_options is before)
+        return result
+
+    watched = rig.model.clone()
+    watched.add_wrapper_with_key("outer_sample", "around", around)
+    rig.sample(shrink(watched, (C,) * STEPS), rig.test[0])
+    assert seen == [True]
+
+
 # GeoShrink
 
 
