@@ -1,6 +1,7 @@
 """Published lists of computed steps, shipped in ``profiles/presets.json`` with where they come from."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,5 +40,6 @@ def preset_remarks(compute: tuple[int, ...], steps: int, here: Measured) -> tupl
     return (note("preset_other_model", models=models, model_class=here.model_class, size=f"{size:.3g}"),)
 
 
+@cache
 def _entries() -> list[dict[str, Any]]:
     return json.loads(_FILE.read_text(encoding="utf-8"))["presets"]

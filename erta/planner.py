@@ -8,6 +8,7 @@ simulation fits slopes and corrections. 4. A zero-order hold takes their place w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -49,22 +50,22 @@ def solve(problem: Problem, settings: Settings) -> Plan:
     notes = list(problem.notes())
     way = _Way(problem, settings, *settings.method(problem.profile is not None, problem.response.stochastic))
     compute = _choose(way, notes)
-    held = way.held()
+    filled, held = _Filled(way, compute), way.held()
     # A schedule searched for held features is hardly any better for them: 0 to 2 % less error.
-    if held and held.worst(compute) < ACCURACY**2 * way.worst(compute):
-        way = held
+    if held and (other := _Filled(held, compute)).worst < ACCURACY**2 * filled.worst:
+        filled = other
         notes.append(note("held"))
     moved = _adjust(way, compute, notes)
     if len(moved):
         elsewhere = problem.on(moved)
         if elsewhere.resets == problem.resets:
-            way = replace(way, problem=elsewhere)
+            filled = _Filled(replace(filled.way, problem=elsewhere), compute)
             notes.append(note("timesteps_not_predicted"))
         else:
             moved = np.empty(0)
             notes.append(note("timesteps_cross_edge"))
     digest = "" if problem.profile is None else problem.digest
-    return replace(way.plan(compute), schedule=rounded(moved), profile=digest, notes=tuple(notes))
+    return replace(filled.plan(), schedule=rounded(moved), profile=digest, notes=tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -111,48 +112,63 @@ class _Way:
             return None
         return replace(self, predictor=Hold, corrector=False)
 
-    def fit(self, compute: Schedule) -> Fit:
-        """Slopes and corrections for a schedule."""
-        return self.problem.search.fit(compute, self.predictor, self.corrector)
-
-    def worst(self, compute: Schedule) -> float:
-        """The largest squared error that is predicted for a schedule, over the recorded runs."""
-        return float(self.problem.prediction.follow(compute, self.fit(compute)).squares.max())
-
-    def plan(self, compute: Schedule) -> Plan:
-        """The plan of a schedule, on the problem's own sigmas."""
-        fit = self.fit(compute)
-        predicted_error, limits = self._predict(compute, fit)
-        return Plan(
-            settings=self.settings,
-            sigmas=rounded(self.problem.response.sigmas),
-            compute=compute,
-            coefficients=tuple(rounded(c) for c in fit.coefficients),
-            offsets=rounded(fit.offsets),
-            corrections=rounded(fit.corrections),
-            resets=tuple(sorted(self.problem.resets)),
-            residual_limits=limits,
-            predicted_error=predicted_error,
-        )
-
-    def _predict(self, compute: Schedule, fit: Fit) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """A Plan's ``predicted_error`` and ``residual_limits``."""
-        unchecked = np.zeros(self.problem.calls)
-        if self.problem.profile is None:
-            return (), rounded(unchecked)
-        found = self.problem.prediction.follow(compute, fit)
-        relative = np.minimum(np.sqrt(found.squares), MAX_ERROR)
-        # The worst of few runs says less about the next one.
-        wider = 1.0 + 1.0 / len(self.problem.profile.tables)
-        checks = self.settings.checks and not self.problem.sparse
-        limits = np.minimum(wider * np.array(found.residuals), MAX_ERROR) if checks else unchecked
-        return rounded([np.median(relative), relative.max()]), rounded(limits)
-
     def required(self) -> frozenset[int]:
         """Calls that are computed whatever the search prefers: ends, history resets, and what was not measured."""
         count = self.problem.calls
         start, end = min(self.settings.protect_start, count), max(count - self.settings.protect_end, 0)
         return frozenset({0, *range(start), *range(end, count)}) | self.problem.unmeasured | self.problem.resets
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A schedule filled in one way: fitted and predicted once, whatever is asked of it."""
+
+    way: _Way
+    compute: Schedule
+
+    @cached_property
+    def fit(self) -> Fit:
+        """Slopes and corrections, as the search assumes errors."""
+        return self.way.problem.search.fit(self.compute, self.way.predictor, self.way.corrector)
+
+    @cached_property
+    def predicted(self) -> Fit:
+        """What becomes of them, as errors are predicted."""
+        return self.way.problem.prediction.follow(self.compute, self.fit)
+
+    @property
+    def worst(self) -> float:
+        """The largest squared error that is predicted, over the recorded runs."""
+        return float(self.predicted.squares.max())
+
+    def plan(self) -> Plan:
+        """The plan, on the problem's own sigmas."""
+        problem, fit = self.way.problem, self.fit
+        predicted_error, limits = self._expected()
+        return Plan(
+            settings=self.way.settings,
+            sigmas=rounded(problem.response.sigmas),
+            compute=self.compute,
+            coefficients=tuple(rounded(c) for c in fit.coefficients),
+            offsets=rounded(fit.offsets),
+            corrections=rounded(fit.corrections),
+            resets=tuple(sorted(problem.resets)),
+            residual_limits=limits,
+            predicted_error=predicted_error,
+        )
+
+    def _expected(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """A Plan's ``predicted_error`` and ``residual_limits``."""
+        problem = self.way.problem
+        unchecked = np.zeros(problem.calls)
+        if problem.profile is None:
+            return (), rounded(unchecked)
+        relative = np.minimum(np.sqrt(self.predicted.squares), MAX_ERROR)
+        # The worst of few runs says less about the next one.
+        wider = 1.0 + 1.0 / len(problem.profile.tables)
+        checks = self.way.settings.checks and not problem.sparse
+        limits = np.minimum(wider * np.array(self.predicted.residuals), MAX_ERROR) if checks else unchecked
+        return rounded([np.median(relative), relative.max()]), rounded(limits)
 
 
 def _choose(way: _Way, notes: list[Note]) -> Schedule:
