@@ -20,7 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from ..erta import planner
+from ..erta import planner, problem
 from ..erta.profile import Profile
 from ..erta.settings import Settings
 from ..erta.simulation import ErrorResponse
@@ -183,13 +183,20 @@ def parts(config: Config, prompts: int) -> Iterator[Line]:
     def nothing(sigmas: np.ndarray) -> ErrorResponse:
         return ErrorResponse(np.zeros(len(sigmas)), np.zeros(len(sigmas)), np.eye(len(sigmas)))
 
-    assumed = {"default": planner.conservative_error_response, "error response not assumed": nothing}
+    # What is put in the place of what, for each variant.
+    variants: dict[str, tuple[Any, str, Any]] = {
+        "default": (planner, "SHARE", planner.SHARE),
+        "recorded runs alone": (planner, "SHARE", 0.0),
+        "prior alone": (planner, "SHARE", 1.0),
+        "other candidates never taken": (planner, "_candidates", lambda way, computed: iter(())),
+        "error response not assumed": (problem, "assumed_error_response", nothing),
+    }
     for steps in (50, 20):
         bed = Bed(replace(config, steps=steps), prompts)
         for speed in SPEEDS:
             found = {}
-            for name, error_response in assumed.items():
-                with patch.object(planner, "conservative_error_response", error_response):
+            for name, (module, attribute, value) in variants.items():
+                with patch.object(module, attribute, value):
                     found[name] = bed.planned(Settings(speed), bed.profile)
             cells = {"Steps": str(steps), "Speed": f"{speed:g}x", **{name: str(o) for name, o in found.items()}}
             yield Line(cells, {"steps": steps, "speed": speed, **{name: vars(o) for name, o in found.items()}})

@@ -53,7 +53,7 @@ class Caching:
             return Start(finish=lambda report, samples: self.on_report(report))
         here = measure_identity(context, self.settings.level, self.scheduler)
         profile, notes = self._find_profile(here)
-        problem = Problem(context.schedule, context.respond, profile, context.edges)
+        problem = Problem(context.schedule, context.respond, profile, context.edges, context.latent_shape)
         plan, more = self._carried_plan(problem, here)
         notes += more
         if plan is None and profile is None and self.without_profile == RECORD and not self.settings.preset:

@@ -48,7 +48,7 @@ class Perturbing:
 
     def begin(self, context: Context) -> Start:
         """Raises UnknownResponse."""
-        problem = Problem(context.schedule, context.respond, None, context.edges)
+        problem = Problem(context.schedule, context.respond, None, context.edges, context.latent_shape)
         plan = solve(problem, _PERTURBED)
         perturbed = PerturbedRun(plan, problem.response, self.features)
         return Start(perturbed, sigmas=plan.sigmas, plan=plan, finish=partial(self._finish, perturbed))

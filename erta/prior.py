@@ -1,22 +1,27 @@
 """What is assumed of any model where nothing was measured (docs/method.md, The prior): how features and errors change.
 
-Both follow from the sigmas alone. They choose what to compute and to correct; no error is predicted from them.
+All of it follows from the sigmas and the size of the latent. In flow sigmas x = (1 - sigma) data + sigma noise.
 """
 
 import numpy as np
 
 from .simulation import ErrorResponse
 
-# Correlation length of features in the log signal-to-noise ratio. On a small trained video model 1.5 to 3 do equally
-# well: shorter is better with few steps, longer in the worst case of many.
-LENGTH = 2.0
+# Correlation length of features in the log signal-to-noise ratio. On small trained video models 1.5 to 3 do equally
+# well with 50 steps; 1.5 is better with 20 steps and on rough models.
+LENGTH = 1.5
 
-# Correlation length of the error response. Only the predicted error depends on it: on that model 0.7 and 1.4 predict
-# 0.75 and 1.2 times as much.
+# Correlation length of the error response. Only the predicted error depends on it: on the demo's model 0.7 and 1.4
+# predict 0.75 and 1.2 times as much.
 ERROR_LENGTH = 1.0
 
-# Close to pure noise the response to an error is taken to be at most this many times the error over sigma.
-MAX_ERROR_RESPONSE = 16.0
+# The response to an error, in units of the error over sigma: between these whatever sigma is. Measured on small trained
+# models: 9 at most, and below 0.5 only at the last steps; on a rough one 1 to 2 there.
+LEAST_ERROR_RESPONSE, MOST_ERROR_RESPONSE = 0.5, 9.0
+
+# Variance of the coarsest structure per position of the latent, in units of the noise's: chosen by half of the
+# published lists in profiles/presets.json, checked by the others. From 0.01 to 0.1 both halves hardly change.
+COARSEST = 0.03
 
 _LEAST = 1e-3
 
@@ -27,7 +32,8 @@ def generic_gram(sigmas: np.ndarray) -> np.ndarray:
     sigmas: (M,). A Matern kernel of order 5/2: twice differentiable, as the solution of a sampling ODE is, and no more.
     """
     gram = np.eye(len(sigmas) + 1)
-    gram[:-1, :-1] = correlation(sigmas, LENGTH)
+    scale = _scale(sigmas)
+    gram[:-1, :-1] = correlation(sigmas, LENGTH) * np.outer(scale, scale)
     return gram[None]
 
 
@@ -41,18 +47,43 @@ def correlation(sigmas: np.ndarray, length: float) -> np.ndarray:
     return found
 
 
-def conservative_error_response(sigmas: np.ndarray) -> ErrorResponse:
-    """An error response on the large side, without a direction: deviation 1 / (sigma (1 - sigma)), no gain.
+def assumed_error_response(sigmas: np.ndarray) -> ErrorResponse:
+    """The error response of a model of which nothing was measured: deviation 1 / (1 - sigma), without a direction.
 
-    sigmas: (M,). It is that of a denoiser that trusts x for the share 1 - sigma of it; 2 to 4 times what was measured.
+    sigmas: (M,). On small trained video models it is 0.5 to 2 times what was measured.
     """
     flow = flow_sigmas(sigmas)
-    size = np.minimum(1.0 / np.maximum(1.0 - flow, _LEAST), MAX_ERROR_RESPONSE)
-    if sigmas.max(initial=0.0) > 1.0 + 1e-6:
-        size = np.ones_like(size)
-    return ErrorResponse(np.zeros(len(sigmas)), size / sigmas, np.eye(len(sigmas)))
+    size = np.clip(flow / np.maximum(1.0 - flow, _LEAST), LEAST_ERROR_RESPONSE, MOST_ERROR_RESPONSE)
+    deviation = size / np.maximum(flow, _LEAST) * _scale(sigmas) ** 2
+    return ErrorResponse(np.zeros(len(sigmas)), deviation, np.eye(len(sigmas)))
+
+
+def weight(sigmas: np.ndarray, positions: int) -> np.ndarray:
+    """(M,) how much a squared position error at each sigma counts in the end, for a latent of so many positions.
+
+    The coarsest structure is taken for a Gaussian mode of variance S = COARSEST * positions. An error in it grows until
+    the end by g, 1 / g^2 = (1 - sigma)^2 + sigma^2 / S, and the denoiser follows the latent there by (1 - sigma) g^2.
+    The weight is the product of g^2 and that: coarse structure is decided early, and the earlier the larger the latent.
+    """
+    flow = flow_sigmas(sigmas)
+    variance = max(COARSEST * positions, 1.0)
+    growth = 1.0 / ((1.0 - flow) ** 2 + flow**2 / variance)
+    weights: np.ndarray = growth**2 * (1.0 - flow) * _scale(sigmas) ** 2
+    return weights
 
 
 def flow_sigmas(sigmas: np.ndarray) -> np.ndarray:
     """(M,) in 0 to 1: sigmas above 1, of models that are no flow models, become sigma / (1 + sigma)."""
-    return sigmas if sigmas.max(initial=0.0) <= 1.0 + 1e-6 else sigmas / (1.0 + sigmas)
+    return sigmas if _is_flow(sigmas) else sigmas / (1.0 + sigmas)
+
+
+def _is_flow(sigmas: np.ndarray) -> bool:
+    return bool(sigmas.max(initial=0.0) <= 1.0 + 1e-6)
+
+
+def _scale(sigmas: np.ndarray) -> np.ndarray:
+    """(M,) how much smaller a change of the derivative is than in flow sigmas: 1 - flow sigma, and 1 in a flow model.
+
+    Models that are no flow models sample x / (1 - flow sigma), whose derivative (x - denoised) / sigma moves less.
+    """
+    return np.ones_like(sigmas) if _is_flow(sigmas) else 1.0 - flow_sigmas(sigmas)

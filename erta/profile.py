@@ -17,6 +17,7 @@ MAX_SIGMA = 1e6
 # Numbers up to here can be squared and summed in float64 and kept in float32.
 MAX_VALUE = 1e36
 MAX_COUNT = 10**15
+MAX_CALIBRATION = 1000.0
 
 # Sigmas that differ by less than this share are the same: schedulers work in float32.
 SIGMA_TOLERANCE = 1e-5
@@ -91,7 +92,7 @@ class Table:
     final latent in model units, the unit of relative errors. sigmas: (M,) sigma of each call, not always falling
     (heun). gram: (M, M) <F_i, F_j>. l1: (M, M) mean |F_i - F_j|. norm1: (M,) mean |F_i|. mean: (M,) mean F_i. gain,
     deviation: (M,) the model's error response per call (`simulation.ErrorResponse`), in units of 1 / sigma; left out or
-    all 0 where it was not measured.
+    all 0 where it was not measured. calibration: the perturbed run's relative error over what these predict of it.
 
     Arrays are kept as read-only float64 copies. Raises ProfileError where they cannot come from real features.
     """
@@ -107,6 +108,7 @@ class Table:
     mean: np.ndarray
     gain: np.ndarray = field(default_factory=lambda: np.empty(0))
     deviation: np.ndarray = field(default_factory=lambda: np.empty(0))
+    calibration: float = 1.0
 
     def __post_init__(self) -> None:
         _check_count("run", self.run, 0, 2**31)
@@ -114,6 +116,8 @@ class Table:
         _check_count("elements", self.elements, 1, MAX_COUNT)
         if not _is_number(self.latent_rms) or not 0 <= self.latent_rms <= MAX_VALUE:
             raise refusal("latent_rms", self.latent_rms, f"a number from 0 to {MAX_VALUE:g}")
+        if not _is_number(self.calibration) or not 1 / MAX_CALIBRATION <= self.calibration <= MAX_CALIBRATION:
+            raise refusal("calibration", self.calibration, f"within a factor of {MAX_CALIBRATION:g} of 1")
         sigmas = as_floats("sigmas", self.sigmas)
         count = sigmas.size
         if sigmas.ndim != 1 or not 2 <= count <= MAX_CALLS:

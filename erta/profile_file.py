@@ -8,6 +8,7 @@ object); other metadata is ignored. It MUST hold exactly these tensors, for T ta
     sigmas, norm1, mean, gain, spread (T, M) F64
     run, stream, elements (T,) I64        latent_rms (T,) F64
 
+It MAY hold ``calibration`` (T,) F64, which is left out where all of it is 1.
 ``spread`` is the deviation of a `Table`. The Gram matrix is float64 because predicted errors are its small differences:
 a feature that is 1e-5 off leaves 1e-10 of its square, which float32 cannot tell from 0. That makes 17.1 KB per recorded
 run of 50 model calls. Sigmas MUST be MIN_SIGMA or more, a feature's root mean square at most MAX_FEATURE and not below
@@ -44,9 +45,11 @@ MAX_ERROR_RESPONSE = 1e6
 
 _BYTES = {"F64": "<f8", "I64": "<i8", "F32": "<f4"}
 _ROWS = ("sigmas", "norm1", "mean", "gain", "spread")
-_NUMBERS = ("latent_rms", "run", "stream", "elements")
+_NUMBERS = ("latent_rms", "run", "stream", "elements", "calibration")
+_OPTIONAL = frozenset({"calibration"})
 # By tensor, in the order of the file.
-_DTYPES = dict.fromkeys(("gram", *_ROWS, "latent_rms"), "F64") | dict.fromkeys(_NUMBERS[1:], "I64") | {"l1": "F32"}
+_DTYPES = dict.fromkeys(("gram", *_ROWS, "latent_rms"), "F64") | dict.fromkeys(("run", "stream", "elements"), "I64")
+_DTYPES |= {"l1": "F32", "calibration": "F64"}
 # Where the name of a field differs from its tensor's.
 _FIELDS = {"spread": "deviation"}
 _COPY = "copy or record it again"
@@ -133,8 +136,8 @@ def _object(name: str, text: str | bytes) -> dict[str, Any]:
         raise refusal(name, str(error), "a JSON object", _COPY) from None
 
 
-def _check_names(found: set[str], known: set[str]) -> None:
-    for name in sorted(known - found):
+def _check_names(found: set[str], known: set[str], optional: frozenset[str] = frozenset()) -> None:
+    for name in sorted(known - optional - found):
         raise refusal(name, "missing", "there")
     for name in sorted(found - known):
         raise refusal(name, "there", "left out, as this version does not know it")
@@ -148,14 +151,16 @@ def _pack(tables: Sequence[Table]) -> dict[str, np.ndarray]:
     }
     for name in (*_ROWS, *_NUMBERS):
         packed[name] = np.stack([np.asarray(getattr(table, _FIELDS.get(name, name))) for table in tables])
-    return {name: packed[name].astype(_BYTES[dtype]) for name, dtype in _DTYPES.items()}
+    if (packed["calibration"] == 1.0).all():
+        del packed["calibration"]
+    return {name: packed[name].astype(_BYTES[dtype]) for name, dtype in _DTYPES.items() if name in packed}
 
 
 def _unpack(packed: dict[str, np.ndarray]) -> tuple[Table, ...]:
-    _check_names(set(packed), set(_DTYPES))
-    for name, dtype in _DTYPES.items():
-        if packed[name].dtype != np.dtype(_BYTES[dtype]):
-            raise refusal(name, str(packed[name].dtype), f"a tensor of type {dtype}")
+    _check_names(set(packed), set(_DTYPES), _OPTIONAL)
+    for name, array in packed.items():
+        if array.dtype != np.dtype(_BYTES[_DTYPES[name]]):
+            raise refusal(name, str(array.dtype), f"a tensor of type {_DTYPES[name]}")
     shape = packed["sigmas"].shape
     # Before anything of M x M is made.
     if len(shape) != 2 or not 1 <= shape[0] <= MAX_TABLES or not 2 <= shape[1] <= MAX_CALLS:
@@ -171,7 +176,7 @@ def _unpack(packed: dict[str, np.ndarray]) -> tuple[Table, ...]:
 
 def _table(packed: dict[str, np.ndarray], count: int) -> Table:
     values: dict[str, Any] = {_FIELDS.get(name, name): packed[name] for name in _ROWS}
-    values |= {name: packed[name].item() for name in _NUMBERS}
+    values |= {name: packed[name].item() for name in _NUMBERS if name in packed}
     return Table(gram=_squared(packed["gram"], count, 0), l1=_squared(packed["l1"], count, 1), **values)
 
 

@@ -23,8 +23,20 @@ def as_text(compute: Schedule) -> str:
 
 def even(count: int, computed: int, required: Collection[int] = ()) -> Schedule:
     """Evenly spread over the indices, both ends computed, and whatever is required on top."""
-    places = {round(i * (count - 1) / max(computed - 1, 1)) for i in range(computed)} | {0} | set(required)
-    return tuple(i in places for i in range(count))
+    return spread(count, computed, 1.0, required)
+
+
+def spread(count: int, computed: int, power: float, required: Collection[int] = ()) -> Schedule:
+    """Computed calls at (i / (computed - 1)) ** power of the run, and whatever is required on top.
+
+    A power above 1 is dense at the start: where two places round to one call, the next free ones are taken.
+    """
+    places: set[int] = set()
+    for i in range(computed):
+        place = round((i / max(computed - 1, 1)) ** power * (count - 1))
+        places.add(max(place, i) if power > 1.0 else place)
+    found = places | {0} | set(required)
+    return tuple(i in found for i in range(count))
 
 
 def preset(steps: Sequence[int], published_for: int, count: int, required: Collection[int] = ()) -> Schedule:

@@ -44,7 +44,14 @@ def recorded(keys: tuple[str, ...] = ("guided",)) -> tuple[tuple[Table, ...], di
 
 
 def measured(gain: float, across: float, plan: Plan = PLAN) -> Table:
-    """A run of the model F(x) = F + gain (x - X) + across |x - X| n, with n a new unit vector each time."""
+    return rendered_again(gain, across, plan)[0]
+
+
+def rendered_again(gain: float, across: float, plan: Plan = PLAN) -> tuple[Table, float]:
+    """(table, root mean square error of the final latent).
+
+    Of a run of the model F(x) = F + gain (x - X) + across |x - X| n, with n a new unit vector each time.
+    """
     tables, kept = recorded()
     perturbed = PerturbedRun(plan, RESPONSE, kept)
     generator = torch.Generator().manual_seed(2)
@@ -58,7 +65,7 @@ def measured(gain: float, across: float, plan: Plan = PLAN) -> Table:
             used = perturbed.observe(i, "guided", feature.double() + change)
         off = off + (SCHEDULE[i + 1] - SCHEDULE[i]) * (used.double() - feature.double())
     (table,) = perturbed.with_error_response(tables)
-    return table
+    return table, float(off.square().mean().sqrt())
 
 
 def push(perturbed: PerturbedRun, key: str) -> None:
@@ -66,6 +73,25 @@ def push(perturbed: PerturbedRun, key: str) -> None:
     for i, feature in enumerate(RECORDED):
         if perturbed.predict(i, key) is None:
             perturbed.observe(i, key, feature + 1.0)
+
+
+def test_calibration_is_the_run_s_own_error_over_the_predicted_one() -> None:
+    """Of a model with a gain the prediction is exact, but for its saturation."""
+    table, error = rendered_again(-0.7, 0.0)
+    assert error > 0.05
+    assert table.calibration == pytest.approx(np.sqrt(1.0 + error**2), rel=2e-3)
+
+
+def test_where_changes_cancel_that_were_taken_to_add_up_the_calibration_says_so() -> None:
+    """Each change across the error is new, and the prediction takes those of one error for alike."""
+    table, error = rendered_again(0.0, 4.0)
+    assert 0.5 < table.calibration < 0.97 * np.sqrt(1.0 + error**2)
+
+
+def test_a_table_that_was_not_rendered_again_is_not_calibrated() -> None:
+    tables, kept = recorded()
+    (table,) = PerturbedRun(PLAN, RESPONSE, kept).with_error_response(tables)
+    assert table.calibration == 1.0
 
 
 def test_gain_along_the_error_is_found() -> None:

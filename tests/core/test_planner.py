@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ertacache.erta import planner as planner_module
 from ertacache.erta import problem as problem_module
-from ertacache.erta.interval_costs import interval_costs
 from ertacache.erta.notes import note
 from ertacache.erta.plan import Plan
 from ertacache.erta.plan_file import plan_from_json, plan_to_json
 from ertacache.erta.planner import (
     CURVE,
-    MAX_ERROR,
     MAX_INTERVALS,
     MIN_CALLS,
+    SHARE,
     adjusted_schedule,
     error_curve,
     euler_response,
     solve,
 )
 from ertacache.erta.predictors import PREDICTORS, FittedLine
-from ertacache.erta.prior import conservative_error_response
+from ertacache.erta.prior import assumed_error_response
 from ertacache.erta.problem import Problem, profile_grams, resets_at
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.profile_file import digest, from_bytes, to_bytes
@@ -36,13 +40,15 @@ from ertacache.erta.recorder import Recorder
 from ertacache.erta.replay import Replay
 from ertacache.erta.resampling import resampled
 from ertacache.erta.response import ImpulseResponse, UnknownResponse, probe
-from ertacache.erta.schedules import Schedule, even, histories, longest_interval, possible_intervals
+from ertacache.erta.schedules import Schedule, budget, even, histories, longest_interval, possible_intervals
 from ertacache.erta.settings import DECLARED, Settings
 from ertacache.erta.simulation import ErrorResponse, Simulation
 from ertacache.tests.core.made import flow
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
 RMS = 2.0
+PRESETS = Path(__file__).parents[2] / "profiles" / "presets.json"
+WAN = (1, 16, 21, 60, 104)  # the latent of 81 frames at 832x480
 
 
 def trajectory(run: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -201,7 +207,8 @@ def test_plan_is_the_best_of_all_schedules_by_the_costs_of_its_intervals(
     problem = Problem(schedule, euler_response, profile, edges)
     required = {*range(count - protect_end, count), *problem.resets}
     limit = longest_interval(count, computed)
-    costs = interval_costs(problem.search, possible_intervals(count, limit, required, problem.resets), slope, corrector)
+    keys = possible_intervals(count, limit, required, problem.resets)
+    costs = problem.interval_costs(keys, slope, corrector, SHARE if measured else 1.0)
 
     def score(compute: Schedule) -> float:
         places = [*np.flatnonzero(compute), count]
@@ -240,7 +247,7 @@ def test_fitted_slope_is_the_line_on_smooth_features_and_holds_on_noise() -> Non
         ]
 
     fitted, drawn, held = errors(PROFILE)
-    assert fitted < 1.1 * drawn < 0.5 * held
+    assert max(fitted, drawn) < 0.5 * held
     fitted, drawn, held = errors(noise_around_a_mean())
     assert fitted < 1.1 * held < 0.9 * drawn
 
@@ -618,7 +625,7 @@ def test_plan_promises_the_median_and_worst_of_what_its_runs_really_leave(predic
     assert plan.predicted_error == pytest.approx((np.median(found), max(found)), rel=1e-5)
     without = plan_for(Settings(2.5, predictor=predictor))
     assert (plan.compute, plan.corrections) == (without.compute, without.corrections), (
-        "the search assumes a conservative error response"
+        "the search assumes an error response"
     )
     assert plan.predicted_error != without.predicted_error
 
@@ -638,15 +645,15 @@ def test_error_responses_are_pooled_over_the_runs_in_which_they_were_measured() 
     assert apart.residual_limits == pytest.approx(pooled.residual_limits, rel=1e-9)
 
 
-def test_where_no_error_response_was_measured_a_conservative_one_is_assumed_with_a_note() -> None:
+def test_where_no_error_response_was_measured_one_is_assumed_with_a_note() -> None:
     unmeasured = plan_for(Settings(2.0), UNPERTURBED)
     assert "no_error_response_remedy" in codes(unmeasured)
     blocks = plan_for(Settings(2.0, level="blocks"), replace(UNPERTURBED, measured=replace(MEASURED, level="blocks")))
     assert "no_error_response" in codes(blocks), "nor can it be"
-    conservative = conservative_error_response(SCHEDULE[:-1])
+    assumed = assumed_error_response(SCHEDULE[:-1])
     simulation = Problem(SCHEDULE, euler_response, UNPERTURBED).prediction
     assert (
-        np.array_equal(simulation.error_response.deviation, conservative.deviation)
+        np.array_equal(simulation.error_response.deviation, assumed.deviation)
         and not simulation.error_response.gain.any()
     )
     assert unmeasured.predicted_error[0] > plan_for(Settings(2.0)).predicted_error[0]
@@ -665,7 +672,7 @@ def test_what_an_error_response_drowns_is_taken_back() -> None:
     """Then the output that ends a skipped interval shows nothing new: a correction of -1 leaves the prediction in its
     place.
     """
-    simulation = Problem(SCHEDULE, euler_response, PROFILE).search
+    simulation = Problem(SCHEDULE, euler_response, PROFILE).fitting
     compute = even(24, 12, frozenset())
     first = next(i for i in range(2, 24) if compute[i] and not compute[i - 1])
 
@@ -677,19 +684,78 @@ def test_what_an_error_response_drowns_is_taken_back() -> None:
     assert correction(0.0) > 0.0
 
 
-@pytest.mark.parametrize("speed", [2.0, 4.0])
-def test_where_few_calls_would_amplify_errors_they_are_held_with_a_note(speed: float) -> None:
+@pytest.mark.parametrize("margin", [1.0, 1.5])
+def test_features_are_held_with_a_note_where_that_is_predicted_to_be_far_better(
+    margin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner_module, "ACCURACY", margin)
     schedule = flow(10)
-    lively = with_error_response(profile_at(schedule[:-1]), np.zeros(10), 4.0 / schedule[:-1])
-    plan, held = (
-        plan_for(settings, lively, schedule)
-        for settings in (Settings(speed), Settings(speed, predictor="hold", corrector=False))
-    )
+    lively = with_error_response(profile_at(schedule[:-1]), np.zeros(10), 8.0 / schedule[:-1])
+    plan = plan_for(Settings(3.0), lively, schedule)
     chosen = terms(plan) == {1} and not any(plan.corrections)
-    assert chosen == (speed == 4.0)
+    assert chosen == (margin == 1.0), "it is 1.3 times better"
     assert codes(plan) == ["held"] * chosen
-    assert plan.predicted_error[1] < 1.1 * held.predicted_error[1]
-    assert plan.settings == Settings(speed), "which is what is asked again when a workflow brings the plan along"
+    assert plan.settings == Settings(3.0), "which is what is asked again when a workflow brings the plan along"
+
+
+def predicted(problem: Problem, settings: Settings, compute: Schedule) -> float:
+    """What the planner predicts for a schedule, in the median over the recorded runs."""
+    fit = problem.fitting.fit(compute, *settings.method(True, False))
+    return float(np.median(problem.calibrated(problem.prediction.follow(compute, fit).squares)))
+
+
+def test_a_plan_is_never_predicted_to_be_far_behind_another_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that only move late, which the prior does not know: the search with it computes too much early."""
+    schedule, rng = flow(24, 1.0), np.random.default_rng(5)
+    recorder = Recorder(schedule[:-1])
+    late = np.maximum(0.0, np.arange(24) - 15.0)
+    moves = rng.normal(size=(3, 400))
+    for i in range(24):
+        feature = sum(np.sin(late[i] * (k + 1) / 2) * move for k, move in enumerate(moves)) + 1.0
+        recorder.observe(i, "guided", torch.from_numpy(feature))
+    profile = with_error_response(Profile(MEASURED, recorder.tables(0, RMS)), np.zeros(24), 0.1)
+    problem, settings = Problem(schedule, euler_response, profile, (), WAN), Settings(2.0)
+    keys = possible_intervals(24, longest_interval(24, 12), problem.resets, problem.resets)
+    searched = budget(24, 12, problem.interval_costs(keys, None, True, SHARE), longest_interval(24, 12))
+    recorded = budget(24, 12, problem.interval_costs(keys, None, True, 0.0), longest_interval(24, 12))
+    errors = [predicted(problem, settings, compute) for compute in (searched, recorded, even(24, 12))]
+    plan = solve(problem, settings)
+    assert plan.predicted_error[0] <= min(errors)
+    assert errors[0] > 1.5 * plan.predicted_error[0], "otherwise this shows nothing"
+    monkeypatch.setattr(planner_module, "ACCURACY", 1000.0)
+    assert solve(problem, settings).compute == searched, "within the margin the search is right"
+
+
+@given(st.floats(0.0, 1e30), st.floats(1e-3, 1e3))
+def test_predicted_errors_never_exceed_the_latent_itself(square: float, calibration: float) -> None:
+    (table, *_) = with_error_response(PROFILE, np.zeros(24), 1.0).tables
+    for tables in ((replace(table, calibration=calibration),), UNPERTURBED.tables):
+        problem = Problem(SCHEDULE, euler_response, Profile(MEASURED, tables))
+        (error,) = problem.calibrated(np.array([square]))
+        assert 0.0 <= error <= 1.0
+        assert error <= max(calibration, 1.0) * np.sqrt(square) + 1e-12
+
+
+def test_small_errors_are_predicted_as_the_perturbed_run_had_them() -> None:
+    (table, *_) = with_error_response(PROFILE, np.zeros(24), 1.0).tables
+    calibrated = Problem(SCHEDULE, euler_response, Profile(MEASURED, (replace(table, calibration=0.4),)))
+    assert calibrated.calibrated(np.array([1e-6])) == pytest.approx([0.4e-3], rel=1e-5)
+
+
+@pytest.mark.parametrize("shift", [5.0, 8.0])
+@pytest.mark.parametrize("size", ["1.3b", "14b"])
+def test_on_a_latent_of_wan_the_built_in_plan_computes_where_published_lists_do(shift: float, size: str) -> None:
+    """LeMiCa's, which were searched on the real models. None of them is known to the planner."""
+    known = {entry["name"]: entry for entry in json.loads(PRESETS.read_text())["presets"]}
+    apart, small = [], []
+    for computed in (25, 20):
+        listed = known[f"lemica_wan2.1_t2v_{size}_{computed}of50"]["compute"]
+        settings = Settings(50 / computed)
+        for shape, found in ((WAN, apart), ((1, 16, 5, 8, 8), small)):
+            plan = solve(Problem(flow(50, shift), euler_response, None, (), shape), settings)
+            found.append(np.abs(np.array(computed_at(plan)) - listed).mean())
+    assert np.mean(apart) < 3.5
+    assert np.mean(small) > 6.0, "a small latent decides later"
 
 
 # The curve
@@ -766,7 +832,7 @@ def test_no_other_correction_leaves_less_of_all_errors_so_far(predictor: str) ->
 def test_latent_that_is_all_zero_is_lost_and_no_error() -> None:
     tables = tuple(replace(table, latent_rms=0.0) for table in PROFILE.tables)
     plan = plan_for(Settings(2.0), replace(PROFILE, tables=tables))
-    assert plan.predicted_error == (MAX_ERROR, MAX_ERROR)
+    assert plan.predicted_error == (1.0, 1.0)
     assert plan_from_json(plan_to_json(plan)) == plan
 
 
