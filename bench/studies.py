@@ -185,10 +185,10 @@ def parts(config: Config, prompts: int) -> Iterator[Line]:
 
     # What is put in the place of what, for each variant.
     variants: dict[str, tuple[Any, str, Any]] = {
-        "default": (planner, "SHARE", planner.SHARE),
-        "recorded runs alone": (planner, "SHARE", 0.0),
-        "prior alone": (planner, "SHARE", 1.0),
-        "other candidates never taken": (planner, "_candidates", lambda way, computed: iter(())),
+        "default": (planner, "SHARES", planner.SHARES),
+        "recorded runs alone": (planner, "SHARES", (0.0,)),
+        "prior alone": (planner, "SHARES", (1.0,)),
+        "other candidates never taken": (planner, "SHARES", planner.SHARES[:1]),
         "error response not assumed": (problem, "assumed_error_response", nothing),
     }
     for steps in (50, 20):

@@ -7,17 +7,17 @@ slopes and corrections. 4. `_best`: another candidate takes the plan's place whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from . import schedules
+from .interval_costs import Key
 from .notes import Note, note
 from .plan import Plan, full_plan, rounded
 from .predictors import FittedLine, Hold, Predictor
-from .problem import MAX_WORK, Problem
+from .problem import MAX_WORK, PRIOR_SHARE, Problem
 from .profile import Profile
 from .response import ImpulseResponse
 from .schedules import Schedule
@@ -35,12 +35,12 @@ MAX_INTERVALS = 200_000
 # ignored. Without one, on a rough model, plans predicted 3.5 times better than the search's were the worse ones.
 ACCURACY, UNMEASURED_ACCURACY = 1.5, 4.0
 
-# The prior's share in the costs of the search: half, as neither recorded runs nor the prior are known to be better.
-SHARE = 0.5
+# The prior's share in the costs of the search, in logarithms. Both costs are off by unknown factors, and neither is
+# known to be nearer, so the plan has half of each. Candidates beside it: recorded runs alone, and the prior alone.
+SHARES = (0.5, 0.0, 1.0)
 
-# Candidates beside it: recorded runs alone, the prior alone, and computed calls spread by these powers of their rank.
-# The lists published for Wan2.1 lie near the power 1.6.
-OTHER_SHARES, POWERS = (0.0, 1.0), (1.0, 1.6)
+# Other candidates: computed calls spread by these powers of their rank. Lists published for Wan2.1 lie near 1.6.
+POWERS = (1.0, 1.6)
 
 # Speeds of the error curve.
 CURVE = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
@@ -57,7 +57,7 @@ def solve(problem: Problem, settings: Settings) -> Plan:
         return full_plan(problem.response.sigmas, settings, note("too_few_calls", calls=problem.calls, least=MIN_CALLS))
     notes = list(problem.notes())
     way = _Way(problem, settings, *settings.method(problem.profile is not None, problem.response.stochastic))
-    filled = _best(way, _choose(way, notes))
+    filled = _best(way, *_choose(way, notes))
     if filled.way.predictor is not way.predictor:
         notes.append(note("held"))
     moved = _adjust(way, filled.compute, notes)
@@ -144,7 +144,11 @@ class _Filled:
     @cached_property
     def errors(self) -> np.ndarray:
         """(T,) the predicted relative error of the final latent in each recorded run."""
-        return self.way.problem.calibrated(self.predicted.squares)
+        problem = self.way.problem
+        if problem.measured or problem.profile is None:
+            return problem.calibrated(self.predicted.squares)
+        # The fit has followed the same runs already, but for the share of the prior.
+        return problem.calibrated(self.fit.squares[:-1] / (1.0 - PRIOR_SHARE))
 
     def plan(self) -> Plan:
         """The plan, on the problem's own sigmas."""
@@ -175,52 +179,39 @@ class _Filled:
         return rounded([np.median(self.errors), self.errors.max()]), rounded(limits)
 
 
-def _best(way: _Way, compute: Schedule) -> _Filled:
-    """The schedule as asked for, or the candidate of least predicted error where that is far ahead of it.
+def _best(way: _Way, compute: Schedule, *others: Schedule) -> _Filled:
+    """The first schedule, or the candidate of least predicted error where that is far ahead of it.
 
     No more candidates than these: a free search on the predicted error finds what it is wrong about.
     """
-    first, held, settings = _Filled(way, compute), way.held(), way.settings
-    others = [_Filled(held, compute)] if held else []
-    if way.problem.profile is not None and settings.planned and not settings.preset:
-        found = dict.fromkeys(_candidates(way, sum(compute)))
-        others += [_Filled(way, other) for other in found if other != compute]
-    best = min(others, key=lambda other: float(np.median(other.errors)), default=first)
+    first, held = _Filled(way, compute), way.held()
+    candidates = [_Filled(way, other) for other in dict.fromkeys(others) if other != compute]
+    candidates += [_Filled(held, compute)] if held else []
+    best = min(candidates, key=lambda candidate: float(np.median(candidate.errors)), default=first)
     margin = ACCURACY if way.problem.measured else UNMEASURED_ACCURACY
     return best if margin * float(np.median(best.errors)) < float(np.median(first.errors)) else first
 
 
-def _candidates(way: _Way, computed: int) -> Iterator[Schedule]:
-    """Schedules of as many computed calls that cost little to find."""
-    count, required, longest = way.problem.calls, way.required(), way.settings.longest_gap
-    for share in OTHER_SHARES:
-        yield _search(way, computed, required, [], share)
-    for power in POWERS if not longest else ():
-        found = schedules.spread(count, computed, power, required)
-        if sum(found) == computed:
-            yield found
-
-
-def _choose(way: _Way, notes: list[Note]) -> Schedule:
-    """The calls to compute."""
+def _choose(way: _Way, notes: list[Note]) -> list[Schedule]:
+    """The calls to compute, and other choices of them that cost little to find."""
     settings, count, profile = way.settings, way.problem.calls, way.problem.profile
     required = way.required()
     computed = _budget(count, settings, required, notes)
     if settings.preset:
         if settings.preset_steps != count:
             notes.append(note("preset_stretched", steps=settings.preset_steps, calls=count))
-        return schedules.preset(settings.preset, settings.preset_steps, count, required)
+        return [schedules.preset(settings.preset, settings.preset_steps, count, required)]
     if settings.planned:
-        return _search(way, computed, required, notes, SHARE if profile is not None else 1.0)
+        return _search(way, computed, required, notes)
     if profile is None:
         notes.append(note("paper_without_profile"))
-        return schedules.even(count, computed, required)
+        return [schedules.even(count, computed, required)]
     relative = distances(profile)
     if settings.threshold:
-        return schedules.greedy(relative, settings.threshold, required)
+        return [schedules.greedy(relative, settings.threshold, required)]
     greedily, threshold = schedules.greedy_for_budget(relative, computed, required)
     notes.append(note("threshold_found", threshold=f"{threshold:.3g}"))
-    return greedily
+    return [greedily]
 
 
 def distances(profile: Profile) -> np.ndarray:
@@ -240,28 +231,36 @@ def _budget(count: int, settings: Settings, required: frozenset[int], notes: lis
     return min(max(wanted, least), count)
 
 
-def _search(way: _Way, computed: int, required: frozenset[int], notes: list[Note], share: float) -> Schedule:
-    """The schedule with the least sum of interval costs. share: of the prior in them."""
+def _search(way: _Way, computed: int, required: frozenset[int], notes: list[Note]) -> list[Schedule]:
+    """The schedules with the least sum of interval costs, by the prior's share in them, and simple ones."""
     count, resets, wanted = way.problem.calls, way.problem.resets, way.settings.longest_gap
     limit = min(wanted or schedules.longest_interval(count, computed), count)
     while True:
         if count * limit**2 > MAX_INTERVALS:
             notes.append(note("search_too_long", calls=count))
-            found = schedules.even(count, computed, required)
-            break
+            return [schedules.even(count, computed, required)]
         intervals = schedules.possible_intervals(count, limit, required, resets)
-        costs = way.problem.interval_costs(intervals, way.predictor.slope, way.corrector, share)
+        costs = way.problem.interval_costs(intervals, way.predictor.slope, way.corrector)
         try:
-            found = schedules.budget(count, computed, costs, limit, required, resets)
+            found = [
+                schedules.budget(count, computed, mixed(intervals, *costs, share), limit, required, resets)
+                for share in (SHARES if way.problem.profile is not None else SHARES[:1])
+            ]
             break
         except ValueError:
             if limit >= count:
                 raise
             limit = min(2 * limit, count)
-    longest = int(np.diff([*np.flatnonzero(found), count]).max())
+    longest = int(np.diff([*np.flatnonzero(found[0]), count]).max())
     if 0 < wanted < longest:
         notes.append(note("longest_gap_exceeded", computed=computed, wanted=wanted, longest=longest))
-    return found
+    spread = [] if wanted else [schedules.spread(count, computed, power, required) for power in POWERS]
+    return [*found, *(one for one in spread if sum(one) == computed)] if len(found) > 1 else found
+
+
+def mixed(keys: list[Key], recorded: np.ndarray, generic: np.ndarray, share: float) -> dict[Key, float]:
+    """What a search adds up: recorded ** (1 - share) * generic ** share."""
+    return dict(zip(keys, (recorded ** (1.0 - share) * generic**share).tolist(), strict=True))
 
 
 def _adjust(way: _Way, compute: Schedule, notes: list[Note]) -> np.ndarray:

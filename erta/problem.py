@@ -139,20 +139,17 @@ class Problem:
         grams = profile_grams(self.profile) / squares[:, None, None]
         return replace(self.prior, grams=grams, error_response=self._error_response())
 
-    def interval_costs(self, keys: list[Key], slope: float | None, corrector: bool, share: float) -> dict[Key, float]:
-        """What the search adds up: recorded ** (1 - share) * prior ** share, of the two costs of each interval.
+    def interval_costs(self, keys: list[Key], slope: float | None, corrector: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) costs of intervals in the recorded runs, and (N,) by the prior, whose errors grow until the end.
 
-        Both are off by unknown factors, which a geometric mean halves. slope, corrector: as in interval_costs.py.
+        slope, corrector: as in interval_costs.py. Without a profile both are the prior's.
         """
-        weights = np.append(weight(self.response.sigmas, self.positions), 1.0)
-        costs = np.ones(len(keys))
-        if share > 0.0:
-            generic = interval_costs(self.prior, keys, slope, corrector)
-            costs *= (np.array(list(generic.values())) * weights[[t for _, t in keys]]) ** share
-        if share < 1.0:
-            recorded = replace(self.prior, grams=self.prediction.grams)
-            costs *= np.array(list(interval_costs(recorded, keys, slope, corrector).values())) ** (1.0 - share)
-        return dict(zip(keys, costs.tolist(), strict=True))
+        weights = np.append(weight(self.response.sigmas, self.positions), 1.0)[[t for _, t in keys]]
+        generic = np.array(list(interval_costs(self.prior, keys, slope, corrector).values())) * weights
+        if self.profile is None:
+            return generic, generic
+        recorded = replace(self.prior, grams=self.prediction.grams)
+        return np.array(list(interval_costs(recorded, keys, slope, corrector).values())), generic
 
     @property
     def positions(self) -> int:

@@ -115,7 +115,7 @@ def budget(
     width = min(longest, count)
     fresh = np.zeros(count + 1, dtype=bool)
     fresh[[0, *resets]] = True
-    table = _cost_table(count, width, costs, required, resets)
+    table = _cost_table(count, width, costs)
     # best[d, s]: least cost with s the newest computed and s - d the one before it; d = 0: none, a history begins at s.
     best = np.full((width + 1, count + 1), math.inf)
     if computed > 0:
@@ -147,15 +147,13 @@ def budget(
     return tuple(i in places for i in range(count))
 
 
-def _cost_table(
-    count: int, width: int, costs: IntervalCosts, required: Collection[int], resets: Collection[int]
-) -> np.ndarray:
+def _cost_table(count: int, width: int, costs: IntervalCosts) -> np.ndarray:
     """(d, length, s) cost of the interval from s to s + length after one of d; infinite where none is allowed."""
     table = np.full((width + 1, width + 1, count + 1), math.inf)
     table[:, 1, :count] = 0.0
-    for history, t in possible_intervals(count, width, required, resets):
+    for (history, t), cost in costs.items():
         s = history[0]
-        table[s - history[1] if len(history) > 1 else 0, t - s, s] = costs[history, t]
+        table[s - history[-1], t - s, s] = cost
     return table
 
 

@@ -32,7 +32,8 @@ from ertacache.tests.comfy.traps import STEPS, cached, codes, empty, error, leve
 pytestmark = pytest.mark.usefixtures("comfy_pack")
 
 # As in test_models.py: random weights, another seed and prompt than the two recorded ones.
-FACTOR = 2.0
+# At blocks level the prediction leaves out what the model's head does, and no error response is measured there.
+FACTOR = {"output": 2.0, "blocks": 5.0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,7 +173,7 @@ def assert_it_holds(base: Any, level: str, compute: torch.dtype, **inputs: Any) 
     assert_kept_in(compute if level == "blocks" else torch.float32, seen, report)
     assert torch.isfinite(result).all()
     floor = unsteadiness(base, full, **inputs)
-    assert 0.0 < error(result, full) < FACTOR * (report.predicted_error[0] + floor)
+    assert 0.0 < error(result, full) < FACTOR[level] * (report.predicted_error[0] + floor)
     assert Seen.on(base) == before, "something was left on the model"
     assert torch.equal(render(base, **inputs), full)
 
@@ -294,7 +295,7 @@ def test_a_reused_step_streams_no_weights(level, how, name, lora):
             assert casts[layer] == (count // 2 if halved else count)
         assert reports[0].computed == STEPS // 2
         floor = unsteadiness(base, full)
-    assert 0.0 < error(result, full) < FACTOR * (reports[0].predicted_error[0] + floor)
+    assert 0.0 < error(result, full) < FACTOR[level] * (reports[0].predicted_error[0] + floor)
 
 
 def assert_streamed(base: Any, how: str, lora: bool) -> None:
@@ -383,7 +384,7 @@ def test_a_distilled_model_reuses_what_it_says(level, sampler, steps):
         assert torch.equal(result, full) and "too_few_calls" in codes(report)
     else:
         assert report.computed == round(steps / 2)
-        assert 0.0 < error(result, full) < FACTOR * report.predicted_error[0]
+        assert 0.0 < error(result, full) < FACTOR[level] * report.predicted_error[0]
 
 
 # One model for everything

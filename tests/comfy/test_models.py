@@ -167,8 +167,8 @@ def test_blocks_level_works_or_says_why_not(case: Case, store: Any) -> None:
     assert 2 * len(computed) == 2 * len(completed) == len(entered) > 0
     assert reports[0].complete and reports[0].reused == STEPS // 2, reports[0].notes
     predicted, _ = reports[0].predicted_error
-    # One sided: at this level no error response was measured, and the bound is a conservative one.
-    assert 0.0 < case.error(result) < predicted * FACTOR
+    # One sided, and wider: no error response was measured at this level, and the model's head is left out.
+    assert 0.0 < case.error(result) < 5.0 * predicted
     if case.tiny.controls:
         assert_steered(case, model, result)
 

@@ -147,7 +147,7 @@ def test_t14_looking_a_sigma_up_in_the_schedule_is_seen(monkeypatch):
 
     monkeypatch.setattr(module.Session, "check", looked_up)
     with pytest.raises(RuntimeError):
-        assert_right_or_computed("output", repeated(), None)
+        assert_right_or_computed("output", back_and_forth(), None)
 
 
 @levels

@@ -25,10 +25,10 @@ from ertacache.erta.planner import (
     CURVE,
     MAX_INTERVALS,
     MIN_CALLS,
-    SHARE,
     adjusted_schedule,
     error_curve,
     euler_response,
+    mixed,
     solve,
 )
 from ertacache.erta.predictors import PREDICTORS, FittedLine
@@ -208,7 +208,7 @@ def test_plan_is_the_best_of_all_schedules_by_the_costs_of_its_intervals(
     required = {*range(count - protect_end, count), *problem.resets}
     limit = longest_interval(count, computed)
     keys = possible_intervals(count, limit, required, problem.resets)
-    costs = problem.interval_costs(keys, slope, corrector, SHARE if measured else 1.0)
+    costs = mixed(keys, *problem.interval_costs(keys, slope, corrector), 0.5)
 
     def score(compute: Schedule) -> float:
         places = [*np.flatnonzero(compute), count]
@@ -716,8 +716,8 @@ def test_a_plan_is_never_predicted_to_be_far_behind_another_candidate(monkeypatc
     profile = with_error_response(Profile(MEASURED, recorder.tables(0, RMS)), np.zeros(24), 0.1)
     problem, settings = Problem(schedule, euler_response, profile, (), WAN), Settings(2.0)
     keys = possible_intervals(24, longest_interval(24, 12), problem.resets, problem.resets)
-    searched = budget(24, 12, problem.interval_costs(keys, None, True, SHARE), longest_interval(24, 12))
-    recorded = budget(24, 12, problem.interval_costs(keys, None, True, 0.0), longest_interval(24, 12))
+    costs = problem.interval_costs(keys, None, True)
+    searched, recorded = (budget(24, 12, mixed(keys, *costs, share), longest_interval(24, 12)) for share in (0.5, 0.0))
     errors = [predicted(problem, settings, compute) for compute in (searched, recorded, even(24, 12))]
     plan = solve(problem, settings)
     assert plan.predicted_error[0] <= min(errors)
