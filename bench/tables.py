@@ -102,7 +102,8 @@ def settings_report(settings: dict[str, Any], sections: Sequence[str]) -> str:
         f"{settings['prompts']} prompts x 1 seed per setting; {on_machine(settings)}.",
         "",
         "- Cells: PSNR in dB against the full run with the same seed, median / worst prompt. The best median of a "
-        "column is bold. In brackets: the mean number of model calls, where it is not the column's.",
+        "column is bold. In brackets: the mean number of model calls, where it is not the column's. "
+        "–: no setting within them.",
         "- Another seed: two full runs of a prompt that differ in the seed. A method that comes near that number has "
         "rendered another clip.",
         f"- Settings of rivals are the best on {settings['tuning']} other prompts whose mean number of model calls "
