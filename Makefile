@@ -17,13 +17,14 @@ READY := $(VENV)/.ready
 REQUIREMENTS := demo/requirements.txt demo/requirements-dev.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench bench-quick studies full-size test lint clean
+.PHONY: help setup demo bench bench-quick bench-settings studies full-size test lint clean
 
 help:
 	@echo "make setup   virtual environment and ComfyUI, once"
 	@echo "make demo    the demonstration, headless on the CPU"
 	@echo "make bench   every method against every other on the tiny Wan, an hour or two; goes on where it was stopped"
 	@echo "make bench-quick  some of them on 4 prompts, some minutes"
+	@echo "make bench-settings  the main methods at 13 settings that artists render with, some hours"
 	@echo "make studies  what else planned mode promises: samplers, profiles, rough models ..., an hour"
 	@echo "make full-size  speed and memory at Wan2.1's real dimensions, with random weights, on a GPU"
 	@echo "make test    lint, type check and every test"
@@ -55,6 +56,9 @@ bench: setup
 
 bench-quick: setup
 	@$(PY) -m bench --quick $(ARGS)
+
+bench-settings: setup
+	@$(PY) -m bench settings $(ARGS)
 
 studies: setup
 	@$(PY) -m bench studies $(ARGS)

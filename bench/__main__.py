@@ -1,7 +1,7 @@
 """Every method against every other at equal model calls: ``python -m bench``; ``--help`` for the options.
 
-``python -m bench studies`` measures what else planned mode promises; ``python -m bench full-size`` speed and memory at
-Wan2.1's real dimensions.
+``python -m bench settings`` measures the main methods where artists render, ``python -m bench studies`` what else
+planned mode promises, ``python -m bench full-size`` speed and memory at Wan2.1's real dimensions.
 """
 
 import sys
@@ -15,7 +15,12 @@ if __name__ == "__main__":
         # Before ComfyUI is loaded. Its --lowvram streams nothing on a card that could hold the model; this one does.
         import_comfy(novram=True)
     load_pack()
-    if sys.argv[1:2] == ["studies"]:
+    if sys.argv[1:2] == ["settings"]:
+        from ertacache.bench.settings import main as settings
+
+        del sys.argv[1]
+        settings()
+    elif sys.argv[1:2] == ["studies"]:
         from ertacache.bench.studies import main as studies
 
         del sys.argv[1]

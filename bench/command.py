@@ -46,7 +46,8 @@ QUICK = (
 
 # What a row depends on beside the model and the settings. A change of the pack measures ours anew, not the rivals.
 _STAND_IN = ("rough", "rough_clips", "posterior")
-_RENDERING = (*_STAND_IN, "rig", "subjects", "quality", "reference", "measure", "methods", "tuning", "calibration")
+_RENDERING = (*_STAND_IN, "rig", "subjects", "quality", "reference", "measure", "methods", "stages", "tuning")
+_RENDERING += ("calibration",)
 _RIVALS = (*_RENDERING, "rivals", "following", "taylor", "magnitudes", "embeddings")
 _RIVALS += ("online", "seacache", "fsampler", "geoshrink", "published")
 _OURS = (*_RENDERING, "ours", "recording")
@@ -73,7 +74,8 @@ class Bench:
         self._trials: dict[str, dict[str, Trial]] = {}
 
     def budget(self, speed: float) -> int:
-        return max(2, round(self.rig.steps / speed))
+        """Model calls at a speed: what a cache of this speed on every stage computes."""
+        return sum(max(2, round(len(stage) / speed)) for stage in self.rig.stages)
 
     def kept(self, name: str, speed: float) -> tuple[Kept, str]:
         return self.methods[name][1], f"{name} {speed:g}x {len(self.rig.test)} prompts"
@@ -101,6 +103,12 @@ class Bench:
     def rows(self, speeds: Sequence[float]) -> list[measure.Row]:
         """All that are kept, whichever run measured them."""
         return [self.row(name, s) for s in speeds for name in self.methods if self.is_kept(name, s)]
+
+    def other_seed(self) -> list[float]:
+        """See ``measure.other_seed``."""
+        key = f"another seed {len(self.rig.test)} prompts"
+        found: list[float] = self.references.kept.json(key, lambda: measure.other_seed(self.rig, self.references))
+        return found
 
     def settings(self) -> dict[str, Any]:
         return {

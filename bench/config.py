@@ -1,4 +1,4 @@
-"""What is measured on: one TOML file per model, so that the same comparison can be repeated on another one."""
+"""What is measured on: one TOML file per model and setting, so that a comparison can be repeated on another one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ class ConfigError(ValueError):
 class Config:
     """One model, its prompts and how it is sampled. Field names are the keys of the TOML file.
 
+    A file may also have the key base: the name of a config beside it, whose keys hold where the file has none.
+
     model: a path in the repository, a name in ComfyUI's models/diffusion_models, or "rough". dtype: of the weights, as
     torch names it, or "default". shift: 0 keeps the model's own. clip, clip_type, vae: names in ComfyUI's folders; all
     "" for the tiny Wan, whose words and codec need none. frames, width, height: of the decoded clip, in frames and
-    pixels (the tiny Wan has its own). prompts: the list, or the name of a text file beside the config, one per line;
-    none for the tiny Wan, which has its own unseen ones. profile_runs: recorded for our profile, and rendered for
+    pixels (the tiny Wan has its own). boundary: the step at which the second of two experts takes over, in a run of its
+    own; 0 for one model. prompts: the list, or the name of a text file beside the config, one per line; none for the
+    tiny Wan, which has its own unseen ones. profile_runs: recorded for our profile, and rendered for
     calibrations. tuning_prompts: on which thresholds are chosen.
     """
 
@@ -36,6 +39,7 @@ class Config:
     guidance: float
     dtype: str = "default"
     shift: float = 0.0
+    boundary: int = 0
     clip: str = ""
     clip_type: str = ""
     vae: str = ""
@@ -48,9 +52,22 @@ class Config:
     tuning_prompts: int = 4
     other_samplers: tuple[str, ...] = ("uni_pc", "dpmpp_2m", "res_multistep")
 
+    def __post_init__(self) -> None:
+        if self.boundary and not 0 < self.boundary < self.steps:
+            rule = f"between 0 and the number of steps, {self.steps}, or 0 for one model"
+            raise ConfigError(f"{self.name}: boundary is {self.boundary}, it must be {rule}")
+
     @property
     def tiny(self) -> bool:
         return not self.clip
+
+    def stages(self, steps: int = 0) -> tuple[range, ...]:
+        """The steps of each stage. steps: in all, 0 for the config's; the boundary keeps its share of them."""
+        total = steps or self.steps
+        if not self.boundary:
+            return (range(total),)
+        boundary = min(max(round(total * self.boundary / self.steps), 1), total - 1)
+        return range(boundary), range(boundary, total)
 
 
 def read_config(name: str) -> Config:
@@ -59,14 +76,33 @@ def read_config(name: str) -> Config:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
         raise ConfigError(f"there is no config {path}: give the path of a .toml file, or one of {known}")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from None
+    content = _with_base(path, _content(path))
     content.setdefault("name", path.stem)
     if isinstance(content.get("prompts"), str):
         content["prompts"] = prompts_in(path.parent / content["prompts"])
     return _checked(path, content)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from None
+
+
+def _with_base(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The content on top of its base's, if it names one. A base has no base: what a file says is found in one look."""
+    if "base" not in content:
+        return content
+    base = content["base"]
+    file = path.parent / f"{base}.toml"
+    if not isinstance(base, str) or not file.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.toml") if other != path))
+        raise ConfigError(f"{path}: base is {base!r}, it must be the name of a config beside it: {known or 'none'}")
+    below = _content(file)
+    if "base" in below:
+        raise ConfigError(f"{path}: base is {base!r}, which has a base itself; name one without")
+    return {key: value for key, value in {**below, "name": path.stem, **content}.items() if key != "base"}
 
 
 def prompts_in(file: Path) -> list[str]:

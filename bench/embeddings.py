@@ -28,12 +28,12 @@ class Changes(NamedTuple):
     output: np.ndarray
 
 
-def measure_changes(rig: Rig, jobs: Sequence[Job]) -> Changes:
-    """Full runs, watched at the modulation that the blocks get and at the model's outputs."""
+def measure_changes(rig: Rig, jobs: Sequence[Job], stage: int = 0) -> Changes:
+    """Full runs, a stage of which is watched at the modulation that the blocks get and at the model's outputs."""
     found = []
     for job in jobs:
         watching = Modulation()
-        rig.sample(watching.attach(rig.model), job)
+        rig.sample(rig.only(stage, watching.attach(rig.model)), job)
         found += watching.changes()
     embedding, output = np.array(found).transpose(1, 0, 2)
     return Changes(embedding, output)

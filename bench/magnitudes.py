@@ -21,10 +21,10 @@ from .rig import Job, Rig
 RETAINED = 0.2
 
 
-def measure_ratios(rig: Rig, job: Job) -> list[float]:
+def measure_ratios(rig: Rig, job: Job, stage: int = 0) -> list[float]:
     """(N,) gamma_i = mean over tokens of |r_i| / |r_{i-1}|, mean over cond and uncond; the first is 1."""
     watching = Magnitudes()
-    rig.sample(attach(rig.model, Watching(watching)), job)
+    rig.sample(rig.only(stage, attach(rig.model, Watching(watching))), job)
     return [1.0, *np.mean(list(watching.ratios.values()), axis=0).tolist()]
 
 

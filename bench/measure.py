@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from .methods import Method, Place, Setting, Trial
-from .quality import score
+from .quality import psnr, score
 from .reference import References
-from .rig import Sample
+from .rig import Rig, Sample
 from .tuning import tuned
 
 Row = dict[str, Any]
@@ -67,6 +67,12 @@ def _score(place: Place, sample: Sample, n: int, sampler: str, references: Refer
 
 def _by_metric(scores: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     return {name: [round(one[name], 6) for one in scores] for name in scores[0]}
+
+
+def other_seed(rig: Rig, references: References) -> list[float]:
+    """PSNR per test prompt between two full runs that differ in the seed: they share the prompt and nothing else."""
+    pairs = zip(rig.test, rig.reseeded, strict=True)
+    return [psnr(rig.subject.frames(references.latent(other)), references.frames(job)) for job, other in pairs]
 
 
 def summary(found: Row, against: str = "") -> dict[str, float]:

@@ -15,20 +15,23 @@ from ..comfy_erta.store import Store
 from ..erta.profile import Profile
 from ..erta.settings import Settings
 from .methods import ABLATION, OURS, Method, Place, Setting, single
+from .recording import self_recorded
 
 OnReport = Callable[[Any], None]
 
-PLANNED, BUILTIN = "ERTA planned (default)", "ERTA built-in plan"
+PLANNED, BUILTIN, SELF_RECORDED = "ERTA planned (default)", "ERTA built-in plan", "ERTA self-recorded"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """measured: uses the profile. chosen: settings beside the speed."""
+    """measured: uses the profile. chosen: settings beside the speed. self_recorded: of the profile only what the pack
+    records by itself at a first run."""
 
     name: str
     measured: bool
     chosen: dict[str, Any] = field(default_factory=dict)
     family: str = ABLATION
+    self_recorded: bool = False
 
     @property
     def settings(self) -> Settings:
@@ -38,6 +41,7 @@ class Variant:
 PAPER = {"mode": "paper", "level": "blocks"}
 VARIANTS = (
     Variant(PLANNED, True, {}, OURS),
+    Variant(SELF_RECORDED, True, {}, OURS, self_recorded=True),
     Variant(BUILTIN, False, {}, OURS),
     Variant("paper mode", True, {**PAPER, "predictor": "affine", "timesteps": True}, OURS),
     Variant("paper: policy alone", True, {**PAPER, "predictor": "hold"}),
@@ -80,6 +84,7 @@ def cached(
 def _setting(variant: Variant, place: Place) -> Setting:
     settings = Settings(speed=place.speed, **variant.chosen)
     profile = place.calibration.profile(settings.level) if variant.measured else None
+    profile = self_recorded(profile) if profile and variant.self_recorded else profile
     how = functools.partial(cached, settings=settings, profile=profile, scheduler=place.rig.config.scheduler)
     return Setting(f"speed {settings.speed:.4g}", how)
 

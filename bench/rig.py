@@ -17,7 +17,7 @@ from .config import Config
 from .subjects import RECORDED, TUNED, Conditioning, Subject, load_model, make_subject
 
 # First seeds; prompt n of a group is rendered with the n-th seed from there, whatever the method.
-TEST_SEED, TUNING_SEED, PROFILE_SEED = 100, 5000, 9000
+TEST_SEED, TUNING_SEED, PROFILE_SEED, OTHER_SEED = 100, 5000, 9000, 20000
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sample:
 
 
 class Rig:
-    """A model and what is rendered with it: test, tuning and profiling jobs."""
+    """A model and what is rendered with it: test, tuning and profiling jobs, and the test prompts with other seeds."""
 
     def __init__(self, config: Config, prompts: int, subject: Subject | None = None, model: Any = None) -> None:
         """subject, model: in place of what the config names."""
@@ -52,6 +52,7 @@ class Rig:
         if not 1 <= prompts <= most:
             raise ValueError(f"{prompts} prompts: {config.name} has {most} to compare on, beside those for tuning")
         self.test = self._jobs(every[:prompts], TEST_SEED)
+        self.reseeded = self._jobs(every[:prompts], OTHER_SEED)
         self.tuning = self._jobs(every[most : most + TUNED][: config.tuning_prompts], TUNING_SEED)
         self.profiling = self._jobs(every[-RECORDED:][: config.profile_runs], PROFILE_SEED)
 
@@ -64,33 +65,59 @@ class Rig:
     def steps(self) -> int:
         return self.config.steps
 
+    @property
+    def stages(self) -> tuple[range, ...]:
+        """The steps of each stage of a full run."""
+        return self.config.stages()
+
+    def only(self, stage: int, model: Any) -> tuple[Any, ...]:
+        """For ``sample``: a model in one stage, the plain one in the others."""
+        return tuple(model if n == stage else self.model for n in range(len(self.stages)))
+
     def sample(self, model: Any, job: Job, steps: int = 0, sampler: str = "") -> Sample:
-        """Render a job. 0 steps and no sampler mean the config's."""
-        stack = last_block(model)
+        """Render a job. model: one for all stages, or one for each. 0 steps and no sampler mean the config's."""
+        stages = self.config.stages(steps)
+        models = model if isinstance(model, tuple) else (model,) * len(stages)
+        stack = last_block(models[0])
         rows = 0
 
         def count(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             nonlocal rows
             rows += output.shape[0]
 
-        config = self.config
         counter = stack.register_forward_hook(count)
         began = now()
         try:
-            (result,) = nodes.common_ksampler(
-                model,
-                job.seed,
-                steps or config.steps,
-                config.guidance,
-                sampler or config.sampler,
-                config.scheduler,
-                job.positive,
-                self.subject.negative,
-                {"samples": self.subject.latent()},
-            )
+            latent = self.subject.latent()
+            for patched, stage in zip(models, stages, strict=True):
+                latent = self._sample_stage(patched, job, latent, stage, stages[-1].stop, sampler)
         finally:
             counter.remove()
-        return Sample(result["samples"], now() - began, rows / self._rows())
+        return Sample(latent, now() - began, rows / self._rows())
+
+    def _sample_stage(
+        self, model: Any, job: Job, latent: torch.Tensor, stage: range, steps: int, sampler: str
+    ) -> torch.Tensor:
+        """The stage's steps of ``steps`` in all, as KSampler Advanced does it: noise is added at the first step alone,
+        and what is left of it before the last one is handed on."""
+        config = self.config
+        (result,) = nodes.common_ksampler(
+            model,
+            job.seed,
+            steps,
+            config.guidance,
+            sampler or config.sampler,
+            config.scheduler,
+            job.positive,
+            self.subject.negative,
+            {"samples": latent},
+            disable_noise=stage.start > 0,
+            start_step=stage.start,
+            last_step=stage.stop,
+            force_full_denoise=stage.stop == steps,
+        )
+        sampled: torch.Tensor = result["samples"]
+        return sampled
 
     def _rows(self) -> float:
         """Batch rows that pass the blocks in one model call: the conds, usually 2."""

@@ -33,7 +33,7 @@ def fewer_steps_of(sampler: str) -> Method:
     def make(place: Place) -> Setting:
         return Setting(f"{place.budget} steps of {sampler}", steps=place.budget, sampler=sampler)
 
-    return Method(f"fewer steps, {sampler}", RIVAL, single(make))
+    return Method(f"fewer steps, {sampler}", RIVAL, single(make), whole=True)
 
 
 def easycache(model: Any, threshold: float, start: float, subsample: int) -> Any:
@@ -114,7 +114,7 @@ def _taylor(order: int, level: str) -> Any:
 def rivals(other_samplers: Sequence[str]) -> list[Method]:
     """All that are not ours, and their predictors moved to our level, which makes them ablations of ours."""
     return [
-        Method("fewer steps", RIVAL, single(fewer_steps)),
+        Method("fewer steps", RIVAL, single(fewer_steps), whole=True),
         *(fewer_steps_of(sampler) for sampler in other_samplers),
         Method("EasyCache", RIVAL, functools.partial(thresholds, easycache), tuned=True, effort=3 * HALVINGS),
         Method("LazyCache", RIVAL, functools.partial(thresholds, lazycache), tuned=True, effort=3 * HALVINGS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,10 +30,8 @@ def report(rows: Sequence[Row], settings: dict[str, Any]) -> str:
 def about(settings: dict[str, Any]) -> str:
     config = settings["config"]
     lines = [
-        f"{config['name']}, {settings['prompts']} prompts x 1 seed, {config['sampler']}, {config['scheduler']}, "
-        f"{config['steps']} steps, guidance {config['guidance']:g}, shift {config['shift'] or 'of the model'}, "
-        f"dtype {config['dtype']}; {settings['device']}, {settings['cpus']} CPU cores ({settings['cpu']}), torch "
-        f"{settings['torch']}, ComfyUI {settings['comfyui']}.",
+        f"{config['name']}, {settings['prompts']} prompts x 1 seed, {sampled(config)}, dtype {config['dtype']}; "
+        f"{on_machine(settings)}.",
         "",
         "- Quality is that of the result against the full run with the same seed; *worst* of all prompts.",
         f"- Settings of rivals are the best on {settings['tuning']} other prompts whose mean number of model calls "
@@ -45,6 +44,23 @@ def about(settings: dict[str, Any]) -> str:
         "- EasyCache is handed a copy of its input: in fp32 flow models it adds into the sampler's own latent.",
     ]
     return "\n".join(lines)
+
+
+def sampled(config: dict[str, Any]) -> str:
+    """How a config samples."""
+    boundary = config["boundary"]
+    stages = f" ({boundary} + {config['steps'] - boundary} of two experts)" if boundary else ""
+    return (
+        f"{config['sampler']}, {config['scheduler']}, {config['steps']} steps{stages}, "
+        f"guidance {config['guidance']:g}, shift {format(config['shift'], 'g') if config['shift'] else 'of the model'}"
+    )
+
+
+def on_machine(settings: dict[str, Any]) -> str:
+    return (
+        f"{settings['device']}, {settings['cpus']} CPU cores ({settings['cpu']}), torch {settings['torch']}, "
+        f"ComfyUI {settings['comfyui']}"
+    )
 
 
 def table(rows: Sequence[Row], steps: int) -> str:
@@ -78,6 +94,68 @@ def cells(found: Row, against: str, steps: int) -> tuple[str, ...]:
 def absent(rows: Sequence[Row]) -> str:
     names = [found["method"] for found in rows if not found["setting"]]
     return f"No setting within this budget: {', '.join(names)}." if names else ""
+
+
+def settings_report(settings: dict[str, Any], sections: Sequence[str]) -> str:
+    """The sections of all settings under what holds for each. settings: of any of them."""
+    lines = [
+        f"{settings['prompts']} prompts x 1 seed per setting; {on_machine(settings)}.",
+        "",
+        "- Cells: PSNR in dB against the full run with the same seed, median / worst prompt. The best median of a "
+        "column is bold. In brackets: the mean number of model calls, where it is not the column's. "
+        "–: no setting within them.",
+        "- Another seed: two full runs of a prompt that differ in the seed. A method that comes near that number has "
+        "rendered another clip.",
+        f"- Settings of rivals are the best on {settings['tuning']} other prompts whose mean number of model calls "
+        "there keeps to the column's.",
+        f"- ERTA planned has a profile of {settings['profile_runs']} runs with a measured error response; "
+        "self-recorded one of a single run, which the pack records by itself; the built-in plan none.",
+    ]
+    return "\n\n".join(["# Settings", "\n".join(lines), *sections]) + "\n"
+
+
+def section(settings: dict[str, Any], rows: Sequence[Row], other_seed: Sequence[float], names: Sequence[str]) -> str:
+    """One setting: how it samples, how far another seed gets, the named methods, and what to know about them."""
+    config = settings["config"]
+    missing = [name for name in names if name not in {found["method"] for found in rows}]
+    parts = [
+        f"## {config['name']}: {sampled(config)}",
+        f"Another seed: {statistics.median(other_seed):.1f} / {min(other_seed):.1f} dB.",
+        by_speed(rows, names),
+        STAGES if config["boundary"] else "",
+        f"Not measured, as the model has no transformer blocks: {', '.join(missing)}." if missing else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+STAGES = (
+    "Each stage is a run of its own to every method but fewer steps: it has its own calibration, profile and schedule, "
+    "starts with nothing in the cache and gets its share of the model calls. A threshold is the same in both stages. "
+    "The same model stands for both experts."
+)
+
+
+def by_speed(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Median / worst PSNR of the named methods in their order, a column per speed, the best median of each bold."""
+    speeds = {found["speed"]: found["budget"] for found in sorted(rows, key=lambda found: float(found["speed"]))}
+    known = {(found["method"], found["speed"]): found for found in rows if found["setting"]}
+    medians = {key: f"{summary(found)['psnr']:.1f}" for key, found in known.items()}
+    lines = [("Method", *(f"{speed:g}x: {budget} calls" for speed, budget in speeds.items()))]
+    for name in dict.fromkeys(name for name in names if any(found["method"] == name for found in rows)):
+        cells = []
+        for speed in speeds:
+            best = max((m for (_, s), m in medians.items() if s == speed), key=float, default="")
+            found = known.get((name, speed))
+            cells.append(_median_and_worst(found, medians[name, speed] == best) if found else "–")
+        lines.append((name, *cells))
+    return markdown(lines, left=1)
+
+
+def _median_and_worst(found: Row, best: bool) -> str:
+    s = summary(found)
+    median = f"**{s['psnr']:.1f}**" if best else f"{s['psnr']:.1f}"
+    calls = f" ({s['calls']:.1f})" if abs(s["calls"] - found["budget"]) >= 0.5 else ""
+    return f"{median} / {s['psnr_worst']:.1f}{calls}"
 
 
 def margins(rows: Sequence[Row]) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from .methods import Method, Place, Setting, Trial
 from .quality import psnr
 from .reference import References
+from .stages import proposals_in_stages
 
 
 def tuned(method: Method, place: Place, references: References, memory: dict[str, Trial]) -> Setting | None:
     """None where the method has no setting that keeps to the budget. memory: trials by label, kept between budgets."""
-    proposals = method.propose(place)
+    proposals = proposals_in_stages(method, place)
     if not method.tuned:
         return next(proposals, None)
     trials: list[Trial] = []

@@ -433,9 +433,10 @@ def test_tables_state_the_margin_over_the_best_rival(comfy_pack, tmp_path):
 
 def test_shipped_configs_and_their_prompts(comfy_pack):
     from ertacache.bench.config import CONFIGS, read_config
+    from ertacache.bench.settings import SETTINGS
     from ertacache.bench.subjects import RECORDED, TUNED
 
-    assert {file.stem for file in CONFIGS.glob("*.toml")} == {"rough", "tiny_wan", "wan2.1_1.3b"}
+    assert {file.stem for file in CONFIGS.glob("*.toml")} == {*SETTINGS, "wan2.1_1.3b"}
     assert read_config("tiny_wan").tiny
     large = read_config("wan2.1_1.3b")
     assert (large.steps, large.shift, large.guidance, large.frames, large.width, large.height) == (
