@@ -17,7 +17,7 @@ from . import profile_file
 from .interval_costs import Key, interval_costs
 from .notes import Note, note
 from .prior import ERROR_LENGTH, assumed_error_response, correlation, generic_gram, weight
-from .profile import SIGMA_TOLERANCE, Profile
+from .profile import SIGMA_TOLERANCE, Profile, Table
 from .resampling import resampled
 from .response import ImpulseResponse
 from .simulation import ErrorResponse, Simulation
@@ -32,7 +32,7 @@ SPARSE = 2
 # Share of the prior in what slopes and corrections are fitted to: a run or two do not show all that features do.
 PRIOR_SHARE = 0.01
 
-# Measured over predicted error where no error response was measured: 0.4 to 1.1 on two trained small models, nine
+# Measured over predicted error where no error response was measured: 0.4 to 1.6 on two trained small models, nine
 # settings, median 0.7. Rough models, on which errors grow, are not among them.
 UNMEASURED = 0.75
 
@@ -160,7 +160,12 @@ class Problem:
     @property
     def measured(self) -> bool:
         """Whether an error response was measured."""
-        return self.profile is not None and any(table.has_error_response for table in self.profile.tables)
+        return bool(self._perturbed)
+
+    @property
+    def _perturbed(self) -> list[Table]:
+        """The recorded runs whose error response was measured."""
+        return [table for table in self.profile.tables if table.has_error_response] if self.profile else []
 
     def calibrated(self, squares: np.ndarray) -> np.ndarray:
         """Predicted relative errors, from the prediction's squares of them: 1 where the picture is lost, never more.
@@ -168,16 +173,15 @@ class Problem:
         An error cannot grow beyond the latent itself. What is left is scaled by the measured over the predicted error
         of the profile's perturbed run.
         """
-        tables = [table for table in self.profile.tables if table.has_error_response] if self.profile else []
-        if not tables:
+        if not self.measured:
             return saturated(UNMEASURED**2 * squares)
-        factor = float(np.median([table.calibration for table in tables]))
+        factor = float(np.median([table.calibration for table in self._perturbed]))
         found: np.ndarray = np.minimum(factor * saturated(squares), 1.0)
         return found
 
     def _error_response(self) -> ErrorResponse:
         """Pooled over the runs in which it was measured, squares by squares as errors add up."""
-        tables = [table for table in self.profile.tables if table.has_error_response] if self.profile else []
+        tables = self._perturbed
         if not tables:
             return self.prior.error_response
         gains = np.stack([table.gain for table in tables])
