@@ -25,4 +25,5 @@ def self_recorded(profile: Profile) -> Profile:
     """What the pack would have recorded by itself: the first run alone, without a measured error response."""
     first = [table for table in profile.tables if table.run == profile.tables[0].run]
     nothing = np.zeros(profile.calls)
-    return replace(profile, tables=tuple(replace(table, gain=nothing, deviation=nothing) for table in first))
+    unmeasured = (replace(table, gain=nothing, deviation=nothing, calibration=1.0) for table in first)
+    return replace(profile, tables=tuple(unmeasured))
