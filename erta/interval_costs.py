@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .predictors import MAX_EXTRAPOLATION, History
+from .response import ImpulseResponse
 from .simulation import MAX_CORRECTION, MAX_SLOPE, Simulation
 
 # So many numbers are worked on at once, 32 MB of them.
@@ -56,6 +57,42 @@ def interval_costs(simulation: Simulation, keys: list[Key], slope: float | None,
     squares += _from_before(simulation, intervals, arriving, amplified)
     # The mean over recorded runs: a high power of their errors, nearer to the largest, was worth 0.1 dB either way.
     return dict(zip(keys, squares.mean(axis=0).tolist(), strict=True))
+
+
+def met(simulation: Simulation, keys: list[Key], slope: float | None) -> np.ndarray:
+    """(N,) how much larger an interval's squared error is in the latent at the interval's end than in the final one.
+
+    1 at least, and 1 for samplers whose outputs move all later latents alike, as Euler's do. Multistep samplers take
+    part of an error back later on, but by then the model has met it. slope: as in `interval_costs`, None for 1.
+    """
+    response, count = simulation.response, simulation.response.calls
+    if np.allclose(response.matrix[:, :count], np.triu(response.end[:, None] + np.zeros(count), 1), atol=1e-9):
+        return np.ones(len(keys))
+    gram = simulation.grams[:, :count, :count].mean(axis=0)
+    size = max(1, MAX_NUMBERS // (8 * count))
+    parts = [keys[k : k + size] for k in range(0, len(keys), size)]
+    return np.concatenate([_met(response, part, gram, 1.0 if slope is None else slope) for part in parts])
+
+
+def _met(response: ImpulseResponse, keys: list[Key], gram: np.ndarray, slope: float) -> np.ndarray:
+    rows, calls, sigmas = np.arange(len(keys)), np.arange(response.calls), response.sigmas
+    s, before = np.array([(history[0], history[-1]) for history, _ in keys]).T
+    t = np.array([t for _, t in keys])
+    apart = (sigmas[s] - sigmas[before])[:, None]
+    reach = np.divide(sigmas - sigmas[s][:, None], apart, out=np.zeros((len(keys), len(calls))), where=apart != 0.0)
+    reach = slope * np.where(np.abs(reach) < MAX_EXTRAPOLATION, reach, 0.0)
+    reused = (calls > s[:, None]) & (calls < t[:, None])
+
+    def square(moved: np.ndarray) -> np.ndarray:
+        left = reused * moved
+        along = (left * reach).sum(axis=1)
+        left[rows, s] -= left.sum(axis=1) + along
+        left[rows, before] += along
+        found: np.ndarray = np.maximum(((left @ gram) * left).sum(axis=1), 1e-30)
+        return found
+
+    found: np.ndarray = np.maximum(square(response.matrix[:, t].T) / square(response.end[None]), 1.0)
+    return found
 
 
 def _basis(simulation: Simulation) -> np.ndarray:

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from . import profile_file
-from .interval_costs import Key, interval_costs
+from .interval_costs import Key, interval_costs, met
 from .notes import Note, note
 from .prior import ERROR_LENGTH, assumed_error_response, correlation, generic_gram, weight
 from .profile import SIGMA_TOLERANCE, Profile, Table
@@ -145,7 +145,8 @@ class Problem:
         slope, corrector: as in interval_costs.py. Without a profile both are the prior's.
         """
         weights = np.append(weight(self.response.sigmas, self.positions), 1.0)[[t for _, t in keys]]
-        generic = np.array(list(interval_costs(self.prior, keys, slope, corrector).values())) * weights
+        generic = np.array(list(interval_costs(self.prior, keys, slope, corrector).values()))
+        generic *= weights * met(self.prior, keys, slope)
         if self.profile is None:
             return generic, generic
         recorded = replace(self.prior, grams=self.prediction.grams)

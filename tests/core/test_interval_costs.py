@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ertacache.erta import interval_costs as module
-from ertacache.erta.interval_costs import Key, interval_costs
+from ertacache.erta.interval_costs import Key, interval_costs, met
 from ertacache.erta.planner import euler_response
 from ertacache.erta.predictors import FittedLine, Hold, Line, Predictor, line
 from ertacache.erta.response import ImpulseResponse
@@ -241,3 +241,32 @@ def test_cost_over_runs_is_their_mean() -> None:
     assert each[0] != each[1]
     for key, cost in interval_costs(simulation, keys, 0.0, False).items():
         assert cost == pytest.approx(np.mean([costs[key] for costs in each]), rel=1e-9)
+
+
+# What the model meets
+
+
+def test_a_sampler_whose_outputs_move_all_later_latents_alike_takes_nothing_back() -> None:
+    keys = possible_intervals(COUNT, 5, {0}, {0})
+    for response in (EULER, uneven()):
+        np.testing.assert_array_equal(met(simulation_of(recorded(), response), keys, None), 1.0)
+
+
+@pytest.mark.parametrize(("slope", "share"), [(None, 1.0), (0.0, 0.0)], ids=["line", "hold"])
+def test_an_error_counts_by_what_the_model_meets_at_the_end_of_the_interval(
+    slope: float | None, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the errors themselves, of a sampler whose every output moves every later latent by another amount."""
+    monkeypatch.setattr(module, "MAX_NUMBERS", 8 * COUNT * 7)  # seven at once
+    matrix = np.triu(np.random.default_rng(8).normal(size=(COUNT, COUNT + 1)), 1)
+    response, features = ImpulseResponse(SCHEDULE[:-1], matrix), recorded()
+    keys = possible_intervals(COUNT, 4, {0}, {0})
+    found = met(simulation_of(features, response), keys, slope)
+    assert found.max() > 4.0 and (found == 1.0).any()
+    for (history, t), ratio in zip(keys, found, strict=True):
+        at, end = np.zeros_like(features[:, 0]), np.zeros_like(features[:, 0])
+        for i in range(history[0] + 1, t):
+            terms = zip(line(SCHEDULE[:-1], history, i, share).coefficients, history, strict=False)
+            error = features[:, i] - sum(c * features[:, n] for c, n in terms)
+            at, end = at + matrix[i, t] * error, end + matrix[i, -1] * error
+        assert ratio == pytest.approx(max(np.mean(at**2) / np.mean(end**2), 1.0), rel=1e-6)

@@ -315,6 +315,7 @@ def pick(tab: Any, file: Any) -> None:
         ({"speed": 1}, "Every step is computed: no error, no gain."),
         ({"speed": 2, "calls": 25}, "12 of 25 steps computed · the error is known after a profile"),
         ({"speed": 10, "calls": 6}, "2 of 6 steps computed · the error is known after a profile"),
+        ({"speed": 2, "calls": 5}, "Every step is computed: too few to skip any."),
         ({"speed": 2}, "50% of the steps computed · the error is known after a profile"),
         ({"speed": 2, "fixed": True}, "The preset or threshold decides which steps are computed."),
         ({"speed": 3, "calls": 12, "curve": True}, "4 of 12 steps computed · error about 2%, at worst 4%"),
@@ -329,6 +330,21 @@ def test_the_forecast_in_words(ready: Any, knob: dict[str, Any], words: str):
     point = {**knob, "curve": curve if knob.get("curve") else []}
     code = "async (knob) => (await import('/extensions/ertacache/forecast.js')).forecast(knob)"
     assert ready.evaluate(code, point) == words
+
+
+def test_a_speed_that_changes_the_picture_is_said_before_the_render_with_one_that_does_not(ready: Any):
+    points = [(1.5, 8, 0.04), (2.0, 6, 0.09), (4.0, 3, 0.4)]
+    curve = [{"speed": s, "computed": c, "of": 12, "median": m, "worst": m} for s, c, m in points]
+    lost = [{**point, "median": 0.5} for point in curve]
+
+    def words(speed: float, known: list[dict[str, float]]) -> str:
+        code = "async (knob) => (await import('/extensions/ertacache/forecast.js')).forecast(knob)"
+        return ready.evaluate(code, {"speed": speed, "calls": 12, "curve": known})
+
+    assert words(4, curve).endswith("error about 40%, at worst 40% · another picture; 2x keeps it, with 9%")
+    assert words(6, curve).endswith("error above 40% · another picture; 2x keeps it, with 9%")
+    assert "another" not in words(2, curve)
+    assert words(2, lost).endswith(" · another picture, at every speed")
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".x", "x.", "CON", "nul.txt", "x" * 65, "a b", "é", "a/b", "name\n"])
