@@ -17,6 +17,9 @@ from .simulation import MAX_CORRECTION, MAX_SLOPE, Simulation
 # So many numbers are worked on at once, 32 MB of them.
 MAX_NUMBERS = 4_000_000
 
+# Beyond this what is left in the final latent is next to nothing by chance, and says nothing about the interval.
+MOST_MET = 16.0
+
 Key = tuple[History, int]
 """(the newest computed calls, t) of an interval; t = M where the run ends inside it."""
 
@@ -62,7 +65,7 @@ def interval_costs(simulation: Simulation, keys: list[Key], slope: float | None,
 def met(simulation: Simulation, keys: list[Key], slope: float | None) -> np.ndarray:
     """(N,) how much larger an interval's squared error is in the latent at the interval's end than in the final one.
 
-    1 at least, and 1 for samplers whose outputs move all later latents alike, as Euler's do. Multistep samplers take
+    1 to MOST_MET, and 1 for samplers whose outputs move all later latents alike, as Euler's do. Multistep samplers take
     part of an error back later on, but by then the model has met it. slope: as in `interval_costs`, None for 1.
     """
     response, count = simulation.response, simulation.response.calls
@@ -91,8 +94,8 @@ def _met(response: ImpulseResponse, keys: list[Key], gram: np.ndarray, slope: fl
         found: np.ndarray = np.maximum(((left @ gram) * left).sum(axis=1), 1e-30)
         return found
 
-    found: np.ndarray = np.maximum(square(response.matrix[:, t].T) / square(response.end[None]), 1.0)
-    return found
+    found: np.ndarray = square(response.matrix[:, t].T) / square(response.end[None])
+    return found.clip(1.0, MOST_MET)
 
 
 def _basis(simulation: Simulation) -> np.ndarray:

@@ -166,7 +166,7 @@ def test_corrector_lowers_the_real_error_of_the_built_in_plan(
     for corrector in (False, True):
         plan = solve(Problem(schedule, respond, None), Settings(2.0, corrector=corrector))
         left[corrector] = np.linalg.norm(final_errors(wan, name, schedule, plan, features))
-    assert left[True] < 0.5 * left[False]
+    assert left[True] < 0.7 * left[False]
 
 
 def test_plan_that_computes_all_leaves_no_error(wan: Any, respond_with: Known, schedule: np.ndarray) -> None:
