@@ -33,7 +33,7 @@ MAX_INTERVALS = 200_000
 
 # Predictions rank plans to about these factors, with and without a measured error response; smaller differences are
 # ignored. Without one, on a rough model, plans predicted 3.5 times better than the search's were the worse ones.
-ACCURACY, UNMEASURED_ACCURACY = 1.5, 4.0
+ACCURACY, UNMEASURED_ACCURACY = 2.0, 4.0
 
 # The prior's share in the costs of the search, in logarithms. Both costs are off by unknown factors, and neither is
 # known to be nearer, so the plan has half of each. Candidates beside it: recorded runs alone, and the prior alone.
