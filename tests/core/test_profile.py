@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
@@ -276,6 +276,7 @@ def test_error_responses_survive_save_and_load_and_change_the_digest() -> None:
     name=st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=200),
     guidance=st.none() | st.floats(-1e6, 1e6) | st.integers(0, 100),
 )
+@example(features=np.array([[6.84e-45, 6.84e-45], [0.0, 0.0]]), name="0", guidance=None)
 def test_digest_survives_save_and_load(features: np.ndarray, name: str, guidance: float | None) -> None:
     measured = replace(MEASURED, model_class=name, guidance=guidance)
     profile = Profile(measured, (table_of(features, np.linspace(1, 0.1, len(features))),))
