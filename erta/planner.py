@@ -17,7 +17,7 @@ from .interval_costs import Key
 from .notes import Note, note
 from .plan import Plan, full_plan, rounded
 from .predictors import FittedLine, Hold, Predictor
-from .problem import MAX_WORK, PRIOR_SHARE, Problem
+from .problem import MAX_WORK, Problem
 from .profile import Profile
 from .response import ImpulseResponse
 from .schedules import Schedule
@@ -144,11 +144,8 @@ class _Filled:
     @cached_property
     def errors(self) -> np.ndarray:
         """(T,) the predicted relative error of the final latent in each recorded run."""
-        problem = self.way.problem
-        if problem.measured or problem.profile is None:
-            return problem.calibrated(self.predicted.squares)
-        # The fit has followed the same runs already, but for the share of the prior.
-        return problem.calibrated(self.fit.squares[:-1] / (1.0 - PRIOR_SHARE))
+        known = self.way.problem.followed(self.fit)
+        return self.way.problem.calibrated(self.predicted.squares if known is None else known)
 
     def plan(self) -> Plan:
         """The plan, on the problem's own sigmas."""
@@ -188,7 +185,7 @@ def _best(way: _Way, compute: Schedule, *others: Schedule) -> _Filled:
     candidates = [_Filled(way, other) for other in dict.fromkeys(others) if other != compute]
     candidates += [_Filled(held, compute)] if held else []
     best = min(candidates, key=lambda candidate: float(np.median(candidate.errors)), default=first)
-    margin = ACCURACY if way.problem.measured else UNMEASURED_ACCURACY
+    margin = ACCURACY if way.problem.perturbed else UNMEASURED_ACCURACY
     return best if margin * float(np.median(best.errors)) < float(np.median(first.errors)) else first
 
 

@@ -20,7 +20,7 @@ from .prior import ERROR_LENGTH, assumed_error_response, correlation, generic_gr
 from .profile import SIGMA_TOLERANCE, Profile, Table
 from .resampling import resampled
 from .response import ImpulseResponse
-from .simulation import ErrorResponse, Simulation
+from .simulation import ErrorResponse, Fit, Simulation
 
 # Tables times calls cubed, which takes a fifth of a second: of more recorded runs the first are used.
 MAX_WORK = 1.5e7
@@ -130,6 +130,11 @@ class Problem:
         mixed = [(1.0 - PRIOR_SHARE) * grams, PRIOR_SHARE * count * size * generic]
         return replace(self.prior, grams=np.concatenate(mixed))
 
+    def followed(self, fit: Fit) -> np.ndarray | None:
+        """(T,) the fit's squares of the recorded runs alone, where no error response would change them; else None."""
+        unchanged = self.profile is not None and not self.perturbed
+        return fit.squares[:-1] / (1.0 - PRIOR_SHARE) if unchanged else None
+
     @cached_property
     def prediction(self) -> Simulation:
         """The recorded runs, as the error of a plan is predicted."""
@@ -159,12 +164,7 @@ class Problem:
         return prod(shape[2:])
 
     @property
-    def measured(self) -> bool:
-        """Whether an error response was measured."""
-        return bool(self._perturbed)
-
-    @property
-    def _perturbed(self) -> list[Table]:
+    def perturbed(self) -> list[Table]:
         """The recorded runs whose error response was measured."""
         return [table for table in self.profile.tables if table.has_error_response] if self.profile else []
 
@@ -174,15 +174,15 @@ class Problem:
         An error cannot grow beyond the latent itself. What is left is scaled by the measured over the predicted error
         of the profile's perturbed run.
         """
-        if not self.measured:
+        if not self.perturbed:
             return saturated(UNMEASURED**2 * squares)
-        factor = float(np.median([table.calibration for table in self._perturbed]))
+        factor = float(np.median([table.calibration for table in self.perturbed]))
         found: np.ndarray = np.minimum(factor * saturated(squares), 1.0)
         return found
 
     def _error_response(self) -> ErrorResponse:
         """Pooled over the runs in which it was measured, squares by squares as errors add up."""
-        tables = self._perturbed
+        tables = self.perturbed
         if not tables:
             return self.prior.error_response
         gains = np.stack([table.gain for table in tables])
@@ -202,7 +202,7 @@ class Problem:
             found.append(note("profile_truncated", tables=len(source.tables), used=len(used.tables)))
         if profile is None:
             return (*found, note("profile_equal_sigmas"))
-        if not self.measured:
+        if not self.perturbed:
             at_output = source.measured.level == "output"  # where ERTA Profile measures it
             found.append(note("no_error_response_remedy" if at_output else "no_error_response"))
         if profile is not used:

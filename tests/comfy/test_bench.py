@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.tests.comfy.wordless import Clips
+from ertacache.tests.comfy.wordless import calibration_of, rigs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,10 +22,9 @@ C, R = True, False
 @pytest.fixture(scope="session")
 def make_rig(comfy_pack, wan):
     from ertacache.bench.config import read_config
-    from ertacache.bench.rig import Rig
 
-    config = replace(read_config("tiny_wan"), steps=STEPS, guidance=3.0, profile_runs=2, tuning_prompts=1)
-    return lambda **changes: Rig(replace(config, **changes), 2, Clips(), wan)
+    tiny = replace(read_config("tiny_wan"), steps=STEPS, guidance=3.0, profile_runs=2, tuning_prompts=1)
+    return rigs(wan, tiny, prompts=2)
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +35,9 @@ def rig(make_rig):
 @pytest.fixture(scope="session")
 def place(rig, tmp_path_factory):
     """place(budget=BUDGET): with one calibration for the whole session."""
-    from ertacache.bench.calibration import Calibration
-    from ertacache.bench.kept import Kept
     from ertacache.bench.methods import Place
 
-    kept = Kept(tmp_path_factory.mktemp("kept"), "test")
-    calibration = Calibration(rig, rivals=kept, ours=kept)
+    calibration = calibration_of(rig, tmp_path_factory.mktemp("kept"))
     return lambda budget=BUDGET: Place(rig, calibration, budget)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.tests.comfy.wordless import Clips
+from ertacache.tests.comfy.wordless import rigs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,10 +21,9 @@ C, R = True, False
 @pytest.fixture(scope="module")
 def make_rig(comfy_pack, wan):
     from ertacache.bench.config import read_config
-    from ertacache.bench.rig import Rig
 
-    config = replace(read_config("tiny_wan"), steps=STEPS, guidance=3.0, profile_runs=1, tuning_prompts=1)
-    return lambda **changes: Rig(replace(config, **changes), 1, Clips(), wan)
+    tiny = replace(read_config("tiny_wan"), steps=STEPS, guidance=3.0, profile_runs=1, tuning_prompts=1)
+    return rigs(wan, tiny, prompts=1)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ertacache.tests.comfy.wordless import Clips
+from ertacache.tests.comfy.wordless import calibration_of, rigs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,9 +26,7 @@ def config(comfy_pack):
 
 @pytest.fixture(scope="module")
 def make_rig(config, wan):
-    from ertacache.bench.rig import Rig
-
-    return lambda **changes: Rig(replace(config, **changes), 2, Clips(), wan)
+    return rigs(wan, config, prompts=2)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +41,7 @@ def full(rig):
 
 @pytest.fixture(scope="module")
 def calibration(rig, tmp_path_factory):
-    from ertacache.bench.calibration import Calibration
-    from ertacache.bench.kept import Kept
-
-    kept = Kept(tmp_path_factory.mktemp("kept"), "test")
-    return Calibration(rig, rivals=kept, ours=kept)
+    return calibration_of(rig, tmp_path_factory.mktemp("kept"))
 
 
 @pytest.fixture

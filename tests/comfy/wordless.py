@@ -1,8 +1,26 @@
-"""A subject for the bench that needs no text encoder."""
+"""A subject for the bench that needs no text encoder, and what is made on it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+
+
+def rigs(model, config, prompts):
+    """make(**changes): a rig of the model on so many prompts, with a changed config."""
+    from ertacache.bench.rig import Rig
+
+    return lambda **changes: Rig(replace(config, **changes), prompts, Clips(), model)
+
+
+def calibration_of(rig, folder):
+    """The rig's, kept in a folder."""
+    from ertacache.bench.calibration import Calibration
+    from ertacache.bench.kept import Kept
+
+    kept = Kept(folder, "test")
+    return Calibration(rig, rivals=kept, ours=kept)
 
 
 class Clips:
