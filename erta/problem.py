@@ -16,7 +16,7 @@ import numpy as np
 from . import profile_file
 from .interval_costs import Key, interval_costs, met
 from .notes import Note, note
-from .prior import ERROR_LENGTH, assumed_error_response, correlation, generic_gram, weight
+from .prior import ERROR_LENGTH, KINKS, assumed_error_response, correlation, generic_gram, weight
 from .profile import SIGMA_TOLERANCE, Profile, Table
 from .resampling import resampled
 from .response import ImpulseResponse
@@ -121,9 +121,10 @@ class Problem:
 
     @cached_property
     def fitting(self) -> Simulation:
-        """The run that slopes and corrections are fitted to: the recorded runs and a share of the prior."""
+        """The run that slopes and corrections are fitted to: recorded runs and a share of the prior, or the prior."""
         if self.profile is None:
-            return self.prior
+            kinks = KINKS if self.response.multistep else 0.0
+            return replace(self.prior, grams=generic_gram(self.response.sigmas, kinks))
         grams, generic = self.prediction.grams, self.prior.grams
         count = len(grams)
         size = np.trace(grams[:, :-1, :-1].mean(axis=0)) / max(np.trace(generic[0, :-1, :-1]), 1e-30)

@@ -51,6 +51,14 @@ class ImpulseResponse:
         """(M,) impulse response of each output on the final latent."""
         return self.matrix[:, -1]
 
+    @property
+    def multistep(self) -> bool:
+        """Whether steps take back part of what the step before did, as those of linear multistep methods do."""
+        if self.calls < 3:
+            return False
+        first, second = (np.diagonal(self.matrix, offset)[: self.calls - 2] for offset in (1, 2))
+        return bool(np.mean(np.abs(first - second) > 0.1 * np.abs(self.end[:-2])) > 0.75)
+
     def calls_once_per_step(self, schedule: np.ndarray) -> bool:
         """Whether call i happens at schedule[i] and nowhere else, so that moving the sigmas moves the steps."""
         nominal = np.asarray(schedule, dtype=np.float64)[:-1]

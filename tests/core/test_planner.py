@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ertacache.erta import planner as planner_module
 from ertacache.erta import problem as problem_module
 from ertacache.erta.notes import note
-from ertacache.erta.plan import Plan
+from ertacache.erta.plan import Plan, rounded
 from ertacache.erta.plan_file import plan_from_json, plan_to_json
 from ertacache.erta.planner import (
     CURVE,
@@ -32,7 +32,7 @@ from ertacache.erta.planner import (
     solve,
 )
 from ertacache.erta.predictors import PREDICTORS, FittedLine
-from ertacache.erta.prior import assumed_error_response
+from ertacache.erta.prior import KINKS, assumed_error_response, generic_gram
 from ertacache.erta.problem import Problem, profile_grams, resets_at
 from ertacache.erta.profile import Measured, Profile
 from ertacache.erta.profile_file import digest, from_bytes, to_bytes
@@ -727,6 +727,39 @@ def test_a_plan_is_never_predicted_to_be_far_behind_another_candidate(monkeypatc
     assert errors[0] > 1.5 * plan.predicted_error[0], "otherwise this shows nothing"
     monkeypatch.setattr(planner_module, "ACCURACY", 1000.0)
     assert solve(problem, settings).compute == searched, "within the margin the search is right"
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_candidates_without_a_measured_error_response_are_judged_by_the_prior_as_well(measured: bool) -> None:
+    problem = Problem(SCHEDULE, euler_response, PROFILE if measured else UNPERTURBED)
+    compute = even(24, 12)
+    filled = planner_module._Filled(planner_module._Way(problem, Settings(2.0), FittedLine, True), compute)
+    recorded = predicted(problem, Settings(2.0), compute)
+    (by_prior,) = np.sqrt(problem.prior.follow(compute, filled.fit).squares)
+    assert filled.rank == pytest.approx(recorded if measured else np.sqrt(recorded * by_prior))
+
+
+def multistep(schedule: np.ndarray) -> ImpulseResponse:
+    """Half of what an output does to the next latent is taken back by the step after."""
+    response = euler_response(schedule)
+    matrix = response.matrix.copy()
+    for i in range(response.calls - 1):
+        matrix[i, i + 1] *= 1.5
+    return replace(response, matrix=matrix)
+
+
+@pytest.mark.parametrize(("respond", "kinks"), [(euler_response, 0.0), (multistep, KINKS)])
+def test_the_built_in_plan_expects_kinks_of_multistep_methods(respond: Callable[..., Any], kinks: float) -> None:
+    schedule = flow(20, 1.0)
+    problem = Problem(schedule, respond, None)
+    smooth = generic_gram(schedule[:-1])
+    np.testing.assert_allclose(problem.fitting.grams - np.eye(21), (1 - kinks) * (smooth - np.eye(21)), atol=1e-12)
+    np.testing.assert_array_equal(problem.prior.grams, smooth)
+    settings = Settings(2.0)
+    plan = solve(problem, settings)
+    assert plan.coefficients == tuple(
+        map(rounded, problem.fitting.fit(plan.compute, *settings.method(False, False)).coefficients)
+    )
 
 
 @given(st.floats(0.0, 1e30), st.floats(1e-3, 1e3))

@@ -88,6 +88,13 @@ def test_two_step_output_also_moves_the_following_step() -> None:
     np.testing.assert_allclose(response.matrix[0], [0, a, a - 0.5 * b, a - 0.5 * b, a - 0.5 * b], atol=1e-15)
 
 
+def test_what_takes_back_part_of_a_step_is_a_multistep_method() -> None:
+    assert probe(two_step).multistep
+    assert not probe(euler).multistep
+    assert not probe(heun).multistep, "its trial latent is one of every two"
+    assert not euler_response(np.array([1.0, 0.5, 0.0])).multistep, "two calls show nothing"
+
+
 def test_sampler_that_steps_in_place_has_the_same_impulse_response() -> None:
     np.testing.assert_allclose(probe(euler_in_place).matrix, probe(euler).matrix, atol=1e-15)
 
