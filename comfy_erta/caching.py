@@ -1,20 +1,24 @@
 """Caching: follow a plan, or record a profile where there is none."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
+from ..erta.joining import joined
 from ..erta.notes import Note, note
 from ..erta.plan import Plan
 from ..erta.plan_file import PlanError, plan_from_json
-from ..erta.planner import error_curve, solve
-from ..erta.problem import Problem
+from ..erta.planner import MIN_CALLS, error_curve, solve
+from ..erta.problem import Problem, coverage
 from ..erta.profile import Measured, Profile, ProfileError, Table
+from ..erta.profile_file import digest
 from ..erta.replay import Replay
 from ..erta.settings import Settings
+from ..erta.simulation import Fit
 from .identity import differences, measure_identity, model_digest
 from .presets import preset_remarks
 from .recording import Recording
@@ -25,23 +29,38 @@ from .task import Context, OnReport, Start
 RECORD, BUILT_IN = "record", "built-in plan"
 
 
+# A stored profile that reaches less of a run is left alone, and a new one is recorded.
+ENOUGH = 0.9
+
+# So many stored profiles are looked at for one run, and joined if each reaches over a part of it.
+MOST_PARTS = 8
+
+
 class ProfileMismatch(ValueError):
     """A connected profile was measured on another model; the message names what differs and the remedy."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What stands for a profile that a workflow names and this machine does not have."""
+
+    name: str
 
 
 @dataclass(frozen=True)
 class Caching:
     """A task that follows the plan made from settings and a profile.
 
-    profile: the connected one, or None to look in the store. carried: a plan's JSON from the workflow, used where no
-    profile makes another one. without_profile: what happens when neither is there; RECORD renders in full and keeps a
-    profile under a free name. offload: at blocks level, keep the cache in main memory.
+    carried: a plan's JSON from the workflow, followed where it was made for just this run. profile: the connected one,
+    which a carried plan must be made from, or None: the carried plan, else one from the store. without_profile: what
+    happens when neither is there; RECORD renders in full and keeps a profile under a free name. offload: at blocks
+    level, keep the cache in main memory.
     """
 
     settings: Settings
     store: Store
     on_report: OnReport
-    profile: Profile | None = None
+    profile: Profile | Missing | None = None
     carried: str = ""
     without_profile: str = RECORD
     scheduler: str = ""
@@ -49,30 +68,38 @@ class Caching:
 
     def begin(self, context: Context) -> Start:
         """Find or make the plan. Raises ProfileMismatch, and UnknownResponse."""
-        if self.settings.computes_all:
+        if self.settings.computes_all or len(context.schedule) < 2:
             return Start(finish=lambda report, samples: self.on_report(report))
         here = measure_identity(context, self.settings.level, self.scheduler)
-        profile, notes = self._find_profile(here)
+        profile, notes = self._connected_profile(here)
         problem = Problem(context.schedule, context.respond, profile, context.edges, context.latent_shape)
-        plan, more = self._carried_plan(problem, here)
+        carried, more = self._carried_plan(problem, here)
         notes += more
-        if plan is None and profile is None and self.without_profile == RECORD and not self.settings.preset:
-            return self._record(context, notes)
-        if plan is None:
-            notes += () if profile else (note("built_in"),)
-            plan = replace(solve(problem, self.settings), model=model_digest(here))
+        if carried is None and profile is None and problem.calls >= MIN_CALLS:
+            profile, more = self._stored_profile(here, problem.response.sigmas)
+            problem, notes = replace(problem, source=profile), notes + more
+            if profile is None and self.without_profile == RECORD and not self.settings.preset:
+                return self._record(context, notes)
+        plan = carried or self._made_plan(problem, here)
+        notes += () if carried or problem.profile or problem.calls < MIN_CALLS else (note("built_in"),)
         notes += preset_remarks(self.settings.preset, self.settings.preset_steps, here)
-        return self._follow(problem, plan, notes + plan.notes)
+        return self._follow(problem, plan, notes + plan.notes, here)
 
-    def _follow(self, problem: Problem, plan: Plan, notes: tuple[Note, ...]) -> Start:
+    def _made_plan(self, problem: Problem, here: Measured) -> Plan:
+        return replace(solve(problem, self.settings), model=model_digest(here), guidance=here.guidance)
+
+    def _follow(self, problem: Problem, plan: Plan, notes: tuple[Note, ...], here: Measured) -> Start:
         level = self.settings.level
         offload = self.offload and level == "blocks"
         observer = None if all(plan.compute) else Replay(plan, offload)
         notes += (note("offloaded"),) if observer and offload else ()
-        return Start(observer, level, plan.sigmas, plan, notes, offload, partial(self._finish, problem))
+        return Start(observer, level, plan.sigmas, plan, notes, offload, partial(self._finish, problem, plan, here))
 
-    def _finish(self, problem: Problem, report: Report, samples: Tensor) -> None:
+    def _finish(self, problem: Problem, plan: Plan, here: Measured, report: Report, samples: Tensor) -> None:
         """Report what other speeds would cost, so that the speed input can show it without another run."""
+        if problem.source is None and plan.profile:  # a carried plan: is the profile that it was made from here?
+            profile, _ = self._stored_profile(here, problem.response.sigmas)
+            problem = replace(problem, source=profile if profile and digest(profile) == plan.profile else None)
         if problem.source is not None and not self.settings.preset and not self.settings.threshold:
             report = replace(report, curve=error_curve(problem, self.settings))
         self.on_report(report)
@@ -90,46 +117,75 @@ class Caching:
             return (note("not_recorded", reason=error),)
         return (note("recorded", name=name),)
 
-    def _find_profile(self, here: Measured) -> tuple[Profile | None, tuple[Note, ...]]:
-        """The connected profile, which must fit, or else one of the store."""
+    def _connected_profile(self, here: Measured) -> tuple[Profile | None, tuple[Note, ...]]:
+        if isinstance(self.profile, Missing):
+            return None, (note("profile_missing", name=self.profile.name),)
         if self.profile is None:
-            return self._stored_profile(here)
+            return None, ()
         refusals, remarks = differences(here, self.profile.measured)
         if refusals:
             raise ProfileMismatch("The connected profile does not fit. " + " ".join(refusals))
         return self.profile, tuple(remarks)
 
-    def _stored_profile(self, here: Measured) -> tuple[Profile | None, tuple[Note, ...]]:
-        """Of those that fit and can be read, the one with the fewest differences."""
+    def _stored_profile(self, here: Measured, sigmas: np.ndarray) -> tuple[Profile | None, tuple[Note, ...]]:
+        """The stored profile that reaches over most of the run, or several that do so together; none that leaves much.
+
+        Of equals, the one with the fewest differences.
+        """
         fitting = []
-        for name, measured in self.store.headers():
-            refusals, remarks = differences(here, measured)
+        for entry in self.store.headers():
+            refusals, remarks = differences(here, entry.measured)
             if not refusals:
-                fitting.append((len(remarks), name, remarks))
-        skipped: list[Note] = []
-        for _, name, remarks in sorted(fitting):  # names are unique: remarks are never compared
+                covered = round(coverage(np.array(entry.sigmas), sigmas), 1)
+                fitting.append((-covered, len(remarks), entry.name, remarks))
+        found, notes = None, ()
+        for covered, _, name, remarks in sorted(fitting)[:MOST_PARTS]:  # names are unique: remarks are never compared
+            if not covered:
+                break
             try:
-                return self.store.load(name), (*skipped, note("profile_found", name=name), *remarks)
+                profile = self.store.load(name)
             except (ProfileError, StoreError) as error:
-                skipped.append(note("profile_unreadable", name=name, reason=error))
-        return None, tuple(skipped)
+                notes += (note("profile_unreadable", name=name, reason=error),)
+                continue
+            found = profile if found is None else joined(found, profile)
+            notes += (note("profile_found", name=name), *remarks)
+            if coverage(found.sigmas, sigmas) >= ENOUGH:
+                return found, notes
+        return None, tuple(one for one in notes if one.code == "profile_unreadable")
 
     def _carried_plan(self, problem: Problem, here: Measured) -> tuple[Plan | None, tuple[Note, ...]]:
-        """The workflow's plan if it was made for just this run and from the profile at hand, if there is one."""
+        """The workflow's plan if it was made for just this run, and from the connected profile if there is one."""
         if not self.carried.strip():
             return None, ()
         try:
             plan = plan_from_json(self.carried)
         except PlanError as error:
             return None, (note("carried_refused", reason=error),)
-        wanted = (self.settings, model_digest(here), problem.digest if problem.source else plan.profile)
-        fits = (plan.settings, plan.model, plan.profile) == wanted and _comes_by(problem, plan)
-        return (plan, (note("carried"),)) if fits else (None, ())
+        others = self._belongs_to_others(plan, problem, here)
+        if others:
+            return None, (note("carried_other", differs=", ".join(others)),)
+        fit = Fit(list(plan.coefficients), list(plan.offsets), list(plan.corrections), [])
+        if problem.amplifies(plan.compute, fit, self.settings.method(True, False)[0]):
+            return None, (note("carried_refused", reason="errors would grow in it. Clear the plan field"),)
+        return plan, (note("carried"),)
+
+    def _belongs_to_others(self, plan: Plan, problem: Problem, here: Measured) -> list[str]:
+        """In what a plan is for another run than this one. Empty: it may be followed."""
+        if not _close(plan.nominal, problem.schedule):
+            return ["steps or scheduler"]
+        sampled = problem.on(np.array(plan.schedule)) if plan.schedule else problem
+        same = {
+            "settings": plan.settings == self.settings,
+            "model": plan.model == model_digest(here),
+            "sampler": _close(plan.impulse, problem.response.signature)
+            and _close(plan.sigmas, sampled.response.sigmas),
+            "conditioning": _close(plan.edges, problem.edges) and plan.resets == tuple(sorted(problem.resets)),
+            "guidance": plan.guidance == here.guidance,
+            "profile": problem.source is None or plan.profile == problem.digest,
+        }
+        return [name for name, equal in same.items() if not equal]
 
 
-def _comes_by(problem: Problem, plan: Plan) -> bool:
-    """Whether the run calls its model at the plan's sigmas."""
-    there = problem.on(np.array(plan.schedule)) if plan.schedule else problem
-    sigmas = there.response.sigmas
-    same_ends = np.allclose(there.schedule[[0, -1]], problem.schedule[[0, -1]], rtol=1e-5, atol=1e-7)
-    return bool(same_ends and len(sigmas) == plan.calls and np.allclose(sigmas, plan.sigmas, rtol=1e-5, atol=1e-7))
+def _close(one: Sequence[float], other: Sequence[float] | np.ndarray) -> bool:
+    """Equal up to float32's rounding."""
+    return len(one) == len(other) and bool(np.allclose(one, other, rtol=1e-5, atol=1e-7))

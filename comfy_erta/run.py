@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..erta.notes import note
 from ..erta.plan_file import plan_to_json
+from ..erta.profile import ProfileError
 from ..erta.response import UnknownResponse
 from ..erta.schedules import as_text
 from .blocks import BlocksLevel, block_slots
@@ -92,7 +93,7 @@ def _begin(task: Task, context: Context) -> Start:
         if not others:
             return task.begin(context)
         reason = note("other_caches", names=", ".join(others))
-    except UnknownResponse as unknown:
+    except (UnknownResponse, ProfileError) as unknown:  # what cannot be described is left alone
         reason = note("computed_all", reason=unknown)
     return Start(notes=(reason,), finish=lambda report, samples: task.on_report(report))
 

@@ -3,14 +3,19 @@
 A plan is complete by itself. plan_file.py makes it the JSON that travels in a workflow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .notes import Note
-from .schedules import Schedule
+from .predictors import History, line
+from .schedules import Schedule, histories
 from .settings import Settings
+
+# A residual as long as twice this share of the feature is larger than the feature itself: the prediction is worse than
+# none, whatever was recorded.
+MOST_RESIDUAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,16 @@ class Plan:
 
     sigmas: (M,) sigma that each call is expected at. compute: (M,), True = computed. coefficients: (M,) of tuples,
     weights of the newest computed features, newest first; at a computed call those of the prediction that it is
-    compared with, () where there is none. offsets: (M,) added constants. corrections: (M,) share of the residual that
-    is handed to the sampler on top, 0 for none. residual_limits: (M,) largest residual to expect, over the feature's
-    length; 0: not checked. resets: calls from which on older features are not used. schedule: the adjusted sigmas to
-    sample on, with the trailing one, () for the nominal ones. predicted_error: (median, worst) over recorded runs of
-    the final latent's relative error, () where nothing was measured. profile and model: digests of what it was made
-    for, or "". notes: for the report.
+    compared with, () where there is none. offsets: (M,) added constants, in root mean squares of the newest feature.
+    corrections: (M,) share of the residual that is handed to the sampler on top, 0 for none. residual_limits: (M,)
+    largest residual to expect, over the feature's length, up to MOST_RESIDUAL; 0: not checked. resets: calls from which
+    on older features are not used. schedule: the adjusted sigmas to sample on, with the trailing one, () for the
+    nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's relative error, () where
+    nothing was measured. notes: for the report.
+
+    What it was made for: nominal: (N + 1,) sigmas. factors: (N,) that made ``schedule`` of them, or (). edges: of
+    conditioning and guidance, in sigmas. impulse: the sampler's `response.signature`. guidance: the scale, None where
+    there is no such number. profile and model: digests, or "".
     """
 
     settings: Settings
@@ -37,6 +46,11 @@ class Plan:
     resets: tuple[int, ...] = (0,)
     schedule: tuple[float, ...] = ()
     predicted_error: tuple[float, ...] = ()
+    nominal: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
+    impulse: tuple[float, ...] = ()
+    guidance: float | None = None
     profile: str = ""
     model: str = ""
     notes: tuple[Note, ...] = field(default=(), compare=False)
@@ -57,6 +71,36 @@ def full_plan(sigmas: np.ndarray, settings: Settings, *notes: Note) -> Plan:
     count = len(sigmas)
     nothing = (0.0,) * count
     return Plan(settings, rounded(sigmas), (True,) * count, ((),) * count, nothing, nothing, nothing, notes=notes)
+
+
+def predicted_calls(compute: Schedule, resets: Sequence[int]) -> Iterator[tuple[int, History]]:
+    """(call, computed calls before it) of each call that is predicted: the reused ones, and those right behind them."""
+    for i, history in enumerate(histories(compute, resets)):
+        if history and not (compute[i] and compute[i - 1]):
+            yield i, history
+
+
+def slopes_of(
+    sigmas: Sequence[float], compute: Schedule, resets: Sequence[int], weights: Sequence[tuple[float, ...]]
+) -> tuple[float, ...]:
+    """(M,) share of the line's slope behind each prediction's coefficients, to 6 digits; 0 where nothing is drawn."""
+    found, places = [0.0] * len(compute), np.asarray(sigmas)
+    for i, history in predicted_calls(compute, resets):
+        whole = line(places, history, i, 1.0).coefficients
+        if len(whole) == 2 and len(weights[i]) == 2:
+            found[i] = float(f"{weights[i][1] / whole[1]:.6g}")
+    return tuple(found)
+
+
+def drawn(
+    sigmas: Sequence[float], compute: Schedule, resets: Sequence[int], slopes: Sequence[float]
+) -> tuple[tuple[float, ...], ...]:
+    """(M,) coefficients from slopes, the reverse of `slopes_of`: the same for equal numbers, on every machine."""
+    found: list[tuple[float, ...]] = [()] * len(compute)
+    places = np.asarray(sigmas)
+    for i, history in predicted_calls(compute, resets):
+        found[i] = rounded(line(places, history, i, slopes[i]).coefficients)
+    return tuple(found)
 
 
 def rounded(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:

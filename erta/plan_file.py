@@ -5,19 +5,20 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-from .plan import Plan
-from .predictors import Prediction
+from .plan import MOST_RESIDUAL, Plan, drawn, predicted_calls, rounded, slopes_of
+from .predictors import MAX_SCALE, Affine
 from .response import MAX_CALLS
-from .schedules import as_text, histories
+from .schedules import as_text
 from .settings import Settings
-from .simulation import MAX_CORRECTION
+from .simulation import MAX_CORRECTION, MAX_SLOPE
 from .strict_json import read_object
+from .timesteps import MIN_PHI, adjusted
 
 FORMAT = "ertacache.plan"
-VERSION = 2
+VERSION = 3
 
 # A plan of 1000 calls with two terms each stays well below this.
 MAX_CHARACTERS = 200_000
@@ -28,10 +29,17 @@ class PlanError(ValueError):
 
 
 def plan_to_json(plan: Plan) -> str:
-    """Compact JSON, 2 to 4 KB for 50 calls. ``plan_from_json`` gives an equal plan back (without its notes)."""
+    """Compact JSON, 2 to 4 KB for 50 calls. ``plan_from_json`` gives an equal plan back (without its notes).
+
+    It holds decisions and no coefficients: ``shares`` are the shares of the line's slope, or the scales of an affine
+    prediction; the adjusted schedule follows from ``nominal`` and ``factors``.
+    """
     content = {"format": FORMAT, "version": VERSION, **asdict(plan)}
-    del content["notes"]
-    content["compute"] = as_text(plan.compute)
+    for name in ("notes", "coefficients", "schedule"):
+        del content[name]
+    shares = [c[0] if c else 0.0 for c in plan.coefficients] if _is_affine(plan.settings) else _slopes(plan)
+    offsets = plan.offsets if any(plan.offsets) else ()
+    content |= {"compute": as_text(plan.compute), "shares": shares, "offsets": offsets}
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
@@ -42,7 +50,7 @@ def plan_from_json(text: str) -> Plan:
     version = content.pop("version", None)
     made_by = f"it is {version!r:.12}, made by another version of the pack" if isinstance(version, int) else "is none"
     _field(type(version) is int and version == VERSION, "version", f"must be {VERSION}: {made_by}")
-    names = {f.name for f in fields(Plan)} - {"notes"}
+    names = {f.name for f in fields(Plan)} - {"notes", "coefficients", "schedule"} | {"shares"}
     _field(set(content) == names, "fields", f"differ: {sorted(name[:40] for name in set(content) ^ names)[:5]}")
     compute = content["compute"]
     _field(isinstance(compute, str) and set(compute) <= {"0", "1"}, "compute", "must be a text of 0 and 1")
@@ -51,22 +59,49 @@ def plan_from_json(text: str) -> Plan:
     for name in ("profile", "model"):
         digest = isinstance(content[name], str) and re.fullmatch(r"(?:[0-9a-f]{64})?", content[name]) is not None
         _field(digest, name, "must be a digest or empty")
+    settings = _settings(content["settings"])
+    affine = _is_affine(settings)
+    nominal = _numbers(content, "nominal", (0, *range(2, MAX_CALLS + 2)), 0.0, 1e6)
     plan = Plan(
-        settings=_settings(content["settings"]),
+        settings=settings,
         sigmas=_numbers(content, "sigmas", (count,), 1e-9, 1e6),
         compute=tuple(c == "1" for c in compute),
-        coefficients=_coefficients(content["coefficients"], count),
-        offsets=_numbers(content, "offsets", (count,), -1e10, 1e10),
+        coefficients=((),) * count,
+        offsets=_numbers(content, "offsets", (0, count) if affine else (0,), -1.0, 1.0) or (0.0,) * count,
         corrections=_numbers(content, "corrections", (count,), -1e3, 1e3),
-        residual_limits=_numbers(content, "residual_limits", (count,), 0.0, 1e6),
+        residual_limits=_numbers(content, "residual_limits", (count,), 0.0, MOST_RESIDUAL),
         resets=_resets(content, count),
-        schedule=_schedule(content),
-        predicted_error=_numbers(content, "predicted_error", (0, 2), 0.0, 1e6),
+        predicted_error=_numbers(content, "predicted_error", (0, 2), 0.0, 1.0),
+        nominal=nominal,
+        factors=_numbers(content, "factors", (0, len(nominal) - 1), MIN_PHI, 1.0),
+        edges=_numbers(content, "edges", range(MAX_CALLS), 0.0, 1e6),
+        impulse=_numbers(content, "impulse", (0, 3), -1e12, 1e12),
+        guidance=_guidance(content["guidance"]),
         profile=content["profile"],
         model=content["model"],
     )
-    _check_predictions(plan)
-    return plan
+    return _check_calls(_with_predictions(plan, _numbers(content, "shares", (count,), 0.0, MAX_SCALE)))
+
+
+def _is_affine(settings: Settings) -> bool:
+    return settings.method(True, False)[0] is Affine
+
+
+def _slopes(plan: Plan) -> tuple[float, ...]:
+    return slopes_of(plan.sigmas, plan.compute, plan.resets, plan.coefficients)
+
+
+def _with_predictions(plan: Plan, shares: tuple[float, ...]) -> Plan:
+    """The plan with the coefficients and the schedule that follow from what it decides."""
+    schedule = rounded(adjusted(plan.nominal, plan.factors)) if plan.factors else ()
+    _field(all(a > b for a, b in itertools.pairwise(schedule)), "nominal", "must fall where there are factors")
+    if not _is_affine(plan.settings):
+        _field(max(shares) <= MAX_SLOPE, "shares", f"holds a slope above {MAX_SLOPE:g}")
+        coefficients = drawn(plan.sigmas, plan.compute, plan.resets, tuple(float(f"{share:.6g}") for share in shares))
+    else:
+        called = {i for i, _ in predicted_calls(plan.compute, plan.resets)}
+        coefficients = tuple((shares[i],) if i in called else () for i in range(plan.calls))
+    return replace(plan, coefficients=coefficients, schedule=schedule)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -92,14 +127,17 @@ def _numbers(content: dict[str, Any], name: str, lengths: Sequence[int], low: fl
     values = content[name]
     _field(isinstance(values, list) and len(values) in lengths, name, "has another length than the plan")
     for value in values:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _field(number and low <= value <= high, name, f"holds a value outside {low:g} to {high:g}")
+        _field(_is_number(value) and low <= value <= high, name, f"holds a value outside {low:g} to {high:g}")
     return tuple(values)
 
 
-def _coefficients(values: Any, count: int) -> tuple[tuple[float, ...], ...]:
-    _field(isinstance(values, list) and len(values) == count, "coefficients", "has another length than the plan")
-    return tuple(_numbers({"coefficients": row}, "coefficients", range(4), -100.0, 100.0) for row in values)
+def _guidance(value: Any) -> float | None:
+    _field(value is None or (_is_number(value) and abs(value) <= 1e6), "guidance", "must be a number or null")
+    return None if value is None else float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _resets(content: dict[str, Any], count: int) -> tuple[int, ...]:
@@ -109,24 +147,20 @@ def _resets(content: dict[str, Any], count: int) -> tuple[int, ...]:
     return tuple(int(r) for r in resets)
 
 
-def _schedule(content: dict[str, Any]) -> tuple[float, ...]:
-    schedule = _numbers(content, "schedule", (0, *range(2, MAX_CALLS + 2)), 0.0, 1e6)
-    _field(all(a > b for a, b in itertools.pairwise(schedule)), "schedule", "must fall")
-    return schedule
-
-
-def _check_predictions(plan: Plan) -> None:
-    """Every prediction has as many computed calls before it as it has coefficients, and its predictor allows it."""
-    predictor, _ = plan.settings.method(True, False)
-    for i, history in enumerate(histories(plan.compute, plan.resets)):
-        prediction = Prediction(plan.coefficients[i], plan.offsets[i])
-        terms = len(prediction.coefficients)
-        needed = not plan.compute[i] or plan.corrections[i] != 0.0 or plan.residual_limits[i] > 0.0
-        _field(terms <= len(history) and (terms > 0 or not needed), "coefficients", f"do not fit call {i}")
-        allowed = predictor.allows(prediction) if terms else not prediction.offset
-        _field(allowed, "coefficients", f"of call {i} do not add up to 1, or have an offset")
-        most = MAX_CORRECTION * (i - history[0] - 1) * (1.0 + 1e-6) if history else 0.0
-        _field(abs(plan.corrections[i]) <= most, "corrections", f"holds {plan.corrections[i]:g} for call {i}")
+def _check_calls(plan: Plan) -> Plan:
+    """Reused calls have a computed one before them, corrections are those of a fit, and the settings have the check."""
+    called = dict(predicted_calls(plan.compute, plan.resets))
+    for i, computed in enumerate(plan.compute):
+        history, correction, limit = called.get(i, ()), plan.corrections[i], plan.residual_limits[i]
+        _field(computed or bool(history), "compute", f"reuses call {i}, which nothing was computed for")
+        compared = computed and bool(history)
+        most = MAX_CORRECTION * (i - history[0] - 1) * (1.0 + 1e-6) if compared else 0.0
+        _field(abs(correction) <= most, "corrections", f"holds {correction:g} for call {i}")
+        checked = compared and plan.settings.checks
+        _field(
+            (limit > 0.0) == checked, "residual_limits", f"of call {i} is {limit:g}: the settings decide on the check"
+        )
+    return plan
 
 
 def _error(name: str, problem: str) -> PlanError:

@@ -7,6 +7,7 @@ slopes and corrections. 4. `_best`: another candidate takes the plan's place whe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,9 +16,9 @@ import numpy as np
 from . import schedules
 from .interval_costs import Key
 from .notes import Note, note
-from .plan import Plan, full_plan, rounded
-from .predictors import FittedLine, Hold, Predictor
-from .problem import MAX_WORK, Problem
+from .plan import MOST_RESIDUAL, Plan, drawn, full_plan, predicted_calls, rounded, slopes_of
+from .predictors import Affine, FittedLine, Hold, Predictor
+from .problem import MAX_WORK, Problem, saturated
 from .profile import Profile
 from .response import ImpulseResponse
 from .schedules import Schedule
@@ -25,8 +26,8 @@ from .settings import Settings
 from .simulation import Fit
 from .timesteps import adjusted, phi
 
-# A relative residual that only says "lost"; a feature that is all zero would have an infinite one.
-MAX_RESIDUAL = 1e6
+# Rounding alone makes residuals of so much.
+LEAST_RESIDUAL = 1e-6
 
 # A search over more than so many intervals would take seconds: runs of hundreds of calls at high speeds.
 MAX_INTERVALS = 200_000
@@ -38,6 +39,9 @@ ACCURACY, UNMEASURED_ACCURACY = 2.0, 1.5
 # The prior's share in the costs of the search, in logarithms. Both costs are off by unknown factors, and neither is
 # known to be nearer, so the plan has half of each. Candidates beside it: recorded runs alone, and the prior alone.
 SHARES = (0.5, 0.0, 1.0)
+
+# A median predicted error from here on is another picture: then everything is computed, and the report says why.
+LOST = 0.9
 
 # Other candidates: computed calls spread by these powers of their rank. Lists published for Wan2.1 lie near 1.6.
 POWERS = (1.0, 1.6)
@@ -51,26 +55,51 @@ MIN_CALLS = 6
 
 def solve(problem: Problem, settings: Settings) -> Plan:
     """The plan of one run. No randomness. Raises UnknownResponse where the sampler cannot be planned for."""
-    if settings.computes_all:
-        return full_plan(problem.response.sigmas, settings)
-    if problem.calls < MIN_CALLS:
-        return full_plan(problem.response.sigmas, settings, note("too_few_calls", calls=problem.calls, least=MIN_CALLS))
+    if settings.computes_all or problem.calls < MIN_CALLS:
+        few = () if settings.computes_all else (note("too_few_calls", calls=problem.calls, least=MIN_CALLS),)
+        return _made_for(replace(problem, source=None), full_plan(problem.response.sigmas, settings, *few))
+    filled, factors, notes = _planned(problem, settings)
+    if filled.loss >= LOST:
+        notes.append(note("lost", speed=f"{settings.speed:g}", error=f"{filled.loss:.0%}"))
+        return _made_for(problem, full_plan(problem.response.sigmas, settings, *notes))
+    moved = rounded(filled.way.problem.schedule) if factors else ()
+    return _made_for(problem, replace(filled.plan(), schedule=moved, factors=factors, notes=tuple(notes)))
+
+
+def _planned(problem: Problem, settings: Settings) -> tuple[_Filled, tuple[float, ...], list[Note]]:
+    """The best plan for the settings, whatever error is predicted of it, and the step factors of its sigmas."""
     notes = list(problem.notes())
     way = _Way(problem, settings, *settings.method(problem.profile is not None, problem.response.stochastic))
     filled = _best(way, *_choose(way, notes))
-    if filled.way.predictor is not way.predictor:
+    if filled.way.by_prior:
+        notes.append(note("built_in_ahead"))
+    elif filled.way.predictor is not way.predictor:
         notes.append(note("held"))
-    moved = _adjust(way, filled.compute, notes)
-    if len(moved):
-        elsewhere = problem.on(moved)
-        if elsewhere.resets == problem.resets:
-            filled = _Filled(replace(filled.way, problem=elsewhere), filled.compute)
-            notes.append(note("timesteps_not_predicted"))
-        else:
-            moved = np.empty(0)
-            notes.append(note("timesteps_cross_edge"))
-    digest = "" if problem.profile is None else problem.digest
-    return replace(filled.plan(), schedule=rounded(moved), profile=digest, notes=tuple(notes))
+    return *_moved(filled, notes), notes
+
+
+def _moved(filled: _Filled, notes: list[Note]) -> tuple[_Filled, tuple[float, ...]]:
+    """The same on the adjusted sigmas, and the step factors that lead to them; () where they stay as they are."""
+    problem, factors = filled.way.problem, _factors(filled.way, filled.compute, notes)
+    if not factors:
+        return filled, ()
+    elsewhere = problem.on(np.array(rounded(adjusted(rounded(problem.schedule), factors))))
+    if elsewhere.resets != problem.resets:
+        notes.append(note("timesteps_cross_edge"))
+        return filled, ()
+    notes.append(note("timesteps_not_predicted"))
+    return _Filled(replace(filled.way, problem=elsewhere), filled.compute), factors
+
+
+def _made_for(problem: Problem, plan: Plan) -> Plan:
+    """The plan with what it belongs to."""
+    return replace(
+        plan,
+        nominal=rounded(problem.schedule),
+        edges=rounded(problem.edges),
+        impulse=rounded(problem.response.signature),
+        profile="" if problem.profile is None else problem.digest,
+    )
 
 
 @dataclass(frozen=True)
@@ -90,12 +119,10 @@ def error_curve(problem: Problem, settings: Settings) -> tuple[Point, ...]:
     """The same settings at the speeds of CURVE, on one problem; nothing for runs so long that it takes seconds."""
     if problem.calls**3 > MAX_WORK:
         return ()
-    points = []
-    for speed in CURVE:
-        plan = solve(problem, replace(settings, speed=speed))
-        median, worst = plan.predicted_error or (0.0, 0.0)
-        points.append(Point(speed, plan.computed, plan.calls, median, worst, schedules.as_text(plan.compute)))
-    return tuple(points)
+    if problem.calls < MIN_CALLS:
+        return tuple(Point(speed, problem.calls, problem.calls, 0.0, 0.0, "1" * problem.calls) for speed in CURVE)
+    found = ((speed, _planned(problem, replace(settings, speed=speed))[0]) for speed in CURVE)
+    return tuple(filled.point(speed) for speed, filled in found)
 
 
 @dataclass(frozen=True)
@@ -106,6 +133,7 @@ class _Way:
     settings: Settings
     predictor: type[Predictor]
     corrector: bool
+    by_prior: bool = False  # fitted to the prior alone, as the built-in plan is
 
     def held(self) -> _Way | None:
         """The same with a zero-order hold and no corrections, which amplifies no error; None where that is no choice.
@@ -118,10 +146,10 @@ class _Way:
         return replace(self, predictor=Hold, corrector=False)
 
     def required(self) -> frozenset[int]:
-        """Calls that are computed whatever the search prefers: ends, history resets, and what was not measured."""
+        """Calls that are computed whatever the search prefers: ends and history resets."""
         count = self.problem.calls
         start, end = min(self.settings.protect_start, count), max(count - self.settings.protect_end, 0)
-        return frozenset({0, *range(start), *range(end, count)}) | self.problem.unmeasured | self.problem.resets
+        return frozenset({0, *range(start), *range(end, count)}) | self.problem.resets
 
 
 @dataclass(frozen=True)
@@ -134,7 +162,9 @@ class _Filled:
     @cached_property
     def fit(self) -> Fit:
         """Slopes and corrections."""
-        return self.way.problem.fitting.fit(self.compute, self.way.predictor, self.way.corrector)
+        problem = self.way.problem
+        simulation = problem.built_in if self.way.by_prior else problem.fitting
+        return simulation.fit(self.compute, self.way.predictor, self.way.corrector)
 
     @cached_property
     def predicted(self) -> Fit:
@@ -144,58 +174,102 @@ class _Filled:
     @cached_property
     def errors(self) -> np.ndarray:
         """(T,) the predicted relative error of the final latent in each recorded run."""
-        known = self.way.problem.followed(self.fit)
-        return self.way.problem.calibrated(self.predicted.squares if known is None else known)
+        return self.way.problem.calibrated(self.predicted.squares)
 
     @cached_property
     def rank(self) -> float:
-        """What candidates are compared by: the median predicted error, or, where no error response was measured, its
-        geometric mean with the error by the prior. Recorded runs alone were 3.5 times too hopeful on a rough model."""
-        median = float(np.median(self.errors))
-        if self.way.problem.perturbed:
-            return median
-        return float(np.sqrt(median * np.sqrt(self.way.problem.prior.follow(self.compute, self.fit).squares[0])))
+        """What candidates are compared by: the predicted error, or, where no error response was measured, its geometric
+        mean with the error by the prior. Recorded runs alone were 3.5 times too hopeful on a rough model."""
+        problem = self.way.problem
+        (error,) = problem.calibrated(np.array([problem.mean_square(self.compute, self.fit)]))
+        if problem.perturbed:
+            return float(error)
+        return float(np.sqrt(error * np.sqrt(problem.prior.follow(self.compute, self.fit).squares[0])))
+
+    @property
+    def loss(self) -> float:
+        """The median predicted error; by the prior where nothing was measured."""
+        problem = self.way.problem
+        errors = saturated(self.fit.squares) if problem.profile is None else self.errors
+        return float(np.median(errors))
+
+    @property
+    def safe(self) -> bool:
+        """Whether errors do not grow in it by the prior, whatever the profile says."""
+        fit = self.fit
+        decided = Fit(fit.coefficients, list(self._offsets()), fit.corrections, fit.residuals)
+        return not self.way.problem.amplifies(self.compute, decided, self.way.predictor)
+
+    def point(self, speed: float) -> Point:
+        """Of an error curve."""
+        measured = self.way.problem.profile is not None
+        median, worst = (float(np.median(self.errors)), float(self.errors.max())) if measured else (0.0, 0.0)
+        return Point(speed, sum(self.compute), len(self.compute), median, worst, schedules.as_text(self.compute))
 
     def plan(self) -> Plan:
         """The plan, on the problem's own sigmas."""
         problem, fit = self.way.problem, self.fit
-        predicted_error, limits = self._expected()
+        sigmas, resets = rounded(problem.response.sigmas), tuple(sorted(problem.resets))
+        coefficients = tuple(rounded(c) for c in fit.coefficients)
+        if self.way.predictor is not Affine:
+            coefficients = drawn(sigmas, self.compute, resets, slopes_of(sigmas, self.compute, resets, coefficients))
         return Plan(
             settings=self.way.settings,
-            sigmas=rounded(problem.response.sigmas),
+            sigmas=sigmas,
             compute=self.compute,
-            coefficients=tuple(rounded(c) for c in fit.coefficients),
-            offsets=rounded(fit.offsets),
+            coefficients=coefficients,
+            offsets=self._offsets(),
             corrections=rounded(fit.corrections),
-            resets=tuple(sorted(problem.resets)),
-            residual_limits=limits,
-            predicted_error=predicted_error,
+            resets=resets,
+            residual_limits=self._limits(resets),
+            predicted_error=rounded([np.median(self.errors), self.errors.max()]) if problem.profile else (),
         )
 
-    def _expected(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """A Plan's ``predicted_error`` and ``residual_limits``."""
-        problem = self.way.problem
-        unchecked = np.zeros(problem.calls)
-        if problem.profile is None:
-            return (), rounded(unchecked)
-        # The worst of few runs says less about the next one.
-        wider = 1.0 + 1.0 / len(problem.profile.tables)
-        checks = self.way.settings.checks and not problem.sparse
-        limits = np.minimum(wider * np.array(self.predicted.residuals), MAX_RESIDUAL) if checks else unchecked
-        return rounded([np.median(self.errors), self.errors.max()]), rounded(limits)
+    def _offsets(self) -> tuple[float, ...]:
+        """In root mean squares of the newest computed feature, over the recorded runs."""
+        grams, found = self.way.problem.fitting.grams.sum(axis=0), np.array(self.fit.offsets)
+        for i, history in enumerate(schedules.histories(self.compute, self.way.problem.resets)):
+            if found[i]:
+                found[i] /= np.sqrt(grams[history[0], history[0]] / grams[-1, -1])
+        return rounded(found)
+
+    def _limits(self, resets: tuple[int, ...]) -> tuple[float, ...]:
+        """A Plan's ``residual_limits``: what was recorded, where it was, and MOST_RESIDUAL elsewhere."""
+        problem, limits = self.way.problem, np.zeros(self.way.problem.calls)
+        if not self.way.settings.checks:
+            return rounded(limits)
+        compared = np.array([i for i, _ in predicted_calls(self.compute, resets) if self.compute[i]], dtype=int)
+        limits[compared] = MOST_RESIDUAL
+        if problem.profile is not None and not problem.sparse:
+            # The worst of few runs says less about the next one.
+            wider = (1.0 + 1.0 / len(problem.profile.tables)) * np.array(self.predicted.residuals)
+            known = np.setdiff1d(compared, problem.unreached)
+            limits[known] = np.clip(wider[known], LEAST_RESIDUAL, MOST_RESIDUAL)
+        return rounded(limits)
 
 
 def _best(way: _Way, compute: Schedule, *others: Schedule) -> _Filled:
-    """The first schedule, or the candidate of least `rank` where that is far ahead of it.
+    """The first schedule, or the candidate of least `rank` where that is far ahead of it; none in which errors grow.
 
     No more candidates than these: a free search on the predicted error finds what it is wrong about.
     """
-    first, held = _Filled(way, compute), way.held()
-    candidates = [_Filled(way, other) for other in dict.fromkeys(others) if other != compute]
-    candidates += [_Filled(held, compute)] if held else []
-    best = min(candidates, key=lambda candidate: candidate.rank, default=None)
+    first = _Filled(way, compute)
+    if way.problem.profile is None:
+        return first
+    candidates = sorted(_candidates(way, compute, *others), key=lambda candidate: candidate.rank)
     margin = ACCURACY if way.problem.perturbed else UNMEASURED_ACCURACY
-    return best if best and margin * best.rank < first.rank else first
+    ahead = [candidate for candidate in candidates if margin * candidate.rank < first.rank]
+    return next((one for one in [*ahead, first, *candidates] if one.safe), first)
+
+
+def _candidates(way: _Way, compute: Schedule, *others: Schedule) -> Iterator[_Filled]:
+    """Other schedules, the same held, and the built-in plan, whose schedule is the second after a search."""
+    yield from (_Filled(way, other) for other in dict.fromkeys(others) if other != compute)
+    held = way.held()
+    if held:
+        yield _Filled(held, compute)
+    built_in = replace(way, predictor=Hold if way.predictor is Affine else way.predictor, by_prior=True)
+    yield _Filled(built_in, others[1] if len(others) > 1 else compute)
 
 
 def _choose(way: _Way, notes: list[Note]) -> list[Schedule]:
@@ -269,19 +343,19 @@ def mixed(keys: list[Key], recorded: np.ndarray, generic: np.ndarray, share: flo
     return dict(zip(keys, (recorded ** (1.0 - share) * generic**share).tolist(), strict=True))
 
 
-def _adjust(way: _Way, compute: Schedule, notes: list[Note]) -> np.ndarray:
-    """Adjusted sigmas (N + 1,), or an empty array where they are off or cannot be known."""
+def _factors(way: _Way, compute: Schedule, notes: list[Note]) -> tuple[float, ...]:
+    """(N,) step factors of the timestep adjustment, () where it is off or cannot be known."""
     schedule, profile = way.problem.schedule, way.problem.profile
     if not way.settings.timesteps:
-        return np.empty(0)
+        return ()
     if profile is None:
         notes.append(note("timesteps_need_profile"))
-        return np.empty(0)
+        return ()
     falling = np.all(np.diff(schedule) < 0.0)
     if not falling or not way.problem.response.calls_once_per_step(schedule):
         notes.append(note("timesteps_sampler"))
-        return np.empty(0)
-    return adjusted(schedule, phi(np.stack([table.l1 for table in profile.tables]), compute))
+        return ()
+    return rounded(phi(np.stack([table.l1 for table in profile.tables]), compute))
 
 
 def adjusted_schedule(schedule: np.ndarray, profile: Profile, settings: Settings) -> np.ndarray:

@@ -15,8 +15,9 @@ History = tuple[int, ...]
 # A line is extrapolated no further than this many times the distance of its two points: beyond, it amplifies rounding.
 MAX_EXTRAPOLATION = 16.0
 
-# An affine fit beyond this comes from a feature that is nearly constant, and fits its rounding.
-MAX_SCALE = 64.0
+# A rectified feature is no more than this many times the one it is made of, and its offset no larger than that feature:
+# what an affine fit makes beyond comes from features that are nearly constant, or that no model gives.
+MAX_SCALE = 2.0
 
 
 class Prediction(NamedTuple):
@@ -128,6 +129,7 @@ def _affine_fit(gram: np.ndarray) -> tuple[float, float]:
     if not variance > 0.0:
         return 1.0, 0.0
     scale = (si / count - mean_s * mean_i) / variance
-    if abs(scale) > MAX_SCALE:
+    offset = mean_i - scale * mean_s
+    if not 0.0 <= scale <= MAX_SCALE or offset**2 > ss / count:
         return 1.0, 0.0
-    return float(scale), float(mean_i - scale * mean_s)
+    return float(scale), float(offset)

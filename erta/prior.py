@@ -45,11 +45,16 @@ def generic_gram(sigmas: np.ndarray, kinks: float = 0.0) -> np.ndarray:
 
 def correlation(sigmas: np.ndarray, length: float) -> np.ndarray:
     """(M, M) Matern 5/2 correlation of two sigmas over the log signal-to-noise ratio, in which length is given."""
-    flow = flow_sigmas(sigmas)
-    # At pure noise the ratio is 0 and has no logarithm; networks do not resolve what lies below a thousandth.
-    snr = np.log(np.maximum(1.0 - flow, _LEAST) / np.maximum(flow, _LEAST))
+    snr = log_snr(flow_sigmas(sigmas))
     apart = np.sqrt(5.0) * np.abs(snr[:, None] - snr[None, :]) / length
     found: np.ndarray = (1.0 + apart + apart**2 / 3.0) * np.exp(-apart)
+    return found
+
+
+def log_snr(flow: np.ndarray) -> np.ndarray:
+    """Logarithm of the signal-to-noise ratio at each flow sigma."""
+    # At pure noise the ratio is 0 and has no logarithm; networks do not resolve what lies below a thousandth.
+    found: np.ndarray = np.log(np.maximum(1.0 - flow, _LEAST) / np.maximum(flow, _LEAST))
     return found
 
 

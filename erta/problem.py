@@ -15,15 +15,17 @@ import numpy as np
 
 from . import profile_file
 from .interval_costs import Key, interval_costs, met
+from .joining import filled, reached
 from .notes import Note, note
+from .predictors import Hold, Line, Predictor
 from .prior import ERROR_LENGTH, KINKS, assumed_error_response, correlation, generic_gram, weight
 from .profile import SIGMA_TOLERANCE, Profile, Table
-from .resampling import resampled
 from .response import ImpulseResponse
+from .schedules import Schedule
 from .simulation import ErrorResponse, Fit, Simulation
 
-# Tables times calls cubed, which takes a fifth of a second: of more recorded runs the first are used.
-MAX_WORK = 1.5e7
+# Tables times calls cubed, so that an error curve takes half a second: of more recorded runs the first are used.
+MAX_WORK = 4e6
 
 # A run of more than so many times a profile's calls is predicted badly: measured at 2x on a tiny model, the error was 3
 # times the predicted one at twice the calls, and its check computes most of a run of 4 times the calls.
@@ -31,6 +33,13 @@ SPARSE = 2
 
 # Share of the prior in what slopes and corrections are fitted to: a run or two do not show all that features do.
 PRIOR_SHARE = 0.01
+
+# How much farther off than held features a plan may be by the prior: 1.6 times at most on four models, 22 settings, 4
+# speeds; corrections at their limits are 4 to 400 times as far off.
+AMPLIFIED = 2.0
+
+# A final latent is no larger than the first noise and all outputs together, with room for what is kept of an image.
+MOST_LATENT = 4.0
 
 # Measured over predicted error where no error response was measured: 0.4 to 1.6 on two trained small models, nine
 # settings, median 0.7. Rough models, on which errors grow, are not among them.
@@ -81,7 +90,8 @@ class Problem:
 
     @cached_property
     def profile(self) -> Profile | None:
-        """The profile on the run's sigmas, of no more tables than can be planned by; None where it cannot serve."""
+        """The profile on the run's sigmas, of no more tables than can be planned by, with the prior's features where it
+        does not reach; None where it cannot serve."""
         if _has_equal_neighbours(self.response.sigmas) and self._resampled is not self._used:
             return None
         return self._resampled
@@ -96,22 +106,21 @@ class Problem:
 
     @cached_property
     def _resampled(self) -> Profile | None:
-        return None if self._used is None else resampled(self._used, self.response.sigmas)
+        return None if self._used is None else filled(self._used, self.response.sigmas)
 
     @property
     def sparse(self) -> bool:
         """Whether the run has so many more calls than the profile that resampled features are too smooth."""
-        return self.source is not None and self.profile is not None and SPARSE * self.source.calls < self.calls
+        return (
+            self.profile is not None and self.source is not None and is_sparse(self.source.sigmas, self.response.sigmas)
+        )
 
-    @property
-    def unmeasured(self) -> frozenset[int]:
-        """Calls outside the range of sigmas that the profile was measured on."""
+    @cached_property
+    def unreached(self) -> np.ndarray:
+        """Calls beyond the reach of the profile, which are planned by the prior."""
         if self.source is None or self.profile is None:
-            return frozenset()
-        low, high = float(self.source.sigmas.min()), float(self.source.sigmas.max())
-        margin = 0.02 * (high - low)
-        sigmas = self.response.sigmas
-        return frozenset(int(i) for i in np.flatnonzero((sigmas > high + margin) | (sigmas < low - margin)))
+            return np.empty(0, dtype=int)
+        return np.flatnonzero(~reached(self.source.sigmas, self.response.sigmas))
 
     @cached_property
     def prior(self) -> Simulation:
@@ -120,30 +129,58 @@ class Problem:
         return Simulation(self.response, generic_gram(sigmas), assumed_error_response(sigmas), self.resets)
 
     @cached_property
-    def fitting(self) -> Simulation:
-        """The run that slopes and corrections are fitted to: recorded runs and a share of the prior, or the prior."""
-        if self.profile is None:
-            kinks = KINKS if self.response.multistep else 0.0
-            return replace(self.prior, grams=generic_gram(self.response.sigmas, kinks))
-        grams, generic = self.prediction.grams, self.prior.grams
-        count = len(grams)
-        size = np.trace(grams[:, :-1, :-1].mean(axis=0)) / max(np.trace(generic[0, :-1, :-1]), 1e-30)
-        mixed = [(1.0 - PRIOR_SHARE) * grams, PRIOR_SHARE * count * size * generic]
-        return replace(self.prior, grams=np.concatenate(mixed))
+    def built_in(self) -> Simulation:
+        """The run that the built-in plan is fitted to."""
+        kinks = KINKS if self.response.multistep else 0.0
+        return replace(self.prior, grams=generic_gram(self.response.sigmas, kinks))
 
-    def followed(self, fit: Fit) -> np.ndarray | None:
-        """(T,) the fit's squares of the recorded runs alone, where no error response would change them; else None."""
-        unchanged = self.profile is not None and not self.perturbed
-        return fit.squares[:-1] / (1.0 - PRIOR_SHARE) if unchanged else None
+    @cached_property
+    def fitting(self) -> Simulation:
+        """The run that slopes and corrections are fitted to: the mean of the recorded ones and a share of the prior."""
+        if self.profile is None:
+            return self.built_in
+        recorded, generic = self.pooled.grams, self.prior.grams
+        size = np.trace(recorded[0, :-1, :-1]) / max(np.trace(generic[0, :-1, :-1]), 1e-30)
+        return replace(self.prior, grams=np.concatenate([(1.0 - PRIOR_SHARE) * recorded, PRIOR_SHARE * size * generic]))
+
+    def mean_square(self, compute: Schedule, fit: Fit) -> float:
+        """Predicted squared error in the mean over the recorded runs, before `calibrated`."""
+        if self.profile is not None and not self.perturbed and len(fit.squares) > 1:
+            return float(fit.squares[0]) / (1.0 - PRIOR_SHARE)  # followed already, with the same error response
+        return float(self.pooled.follow(compute, fit).squares[0])
+
+    def amplifies(self, compute: Schedule, fit: Fit, plain: type[Predictor]) -> bool:
+        """Whether errors grow in a plan: to more than AMPLIFIED times what the same calls leave by the prior where they
+        are held, or follow the whole line if that is asked for (``plain``), uncorrected.
+
+        Offsets are in root mean squares of a feature, as a Plan has them.
+        """
+        simple = self.prior.fit(compute, Line if plain is Line else Hold, False)
+        ours, theirs = (float(found.squares[0]) for found in (self.prior.follow(compute, fit), simple))
+        return not ours <= AMPLIFIED**2 * theirs + 1e-12
+
+    @cached_property
+    def pooled(self) -> Simulation:
+        """The mean of the recorded runs: squares of it are means over them."""
+        return replace(self.prediction, grams=self.prediction.grams.mean(axis=0, keepdims=True))
 
     @cached_property
     def prediction(self) -> Simulation:
         """The recorded runs, as the error of a plan is predicted."""
         if self.profile is None:
             return self.prior
-        squares = np.array([max(table.latent_rms, 1e-12) ** 2 for table in self.profile.tables])
-        grams = profile_grams(self.profile) / squares[:, None, None]
+        grams = profile_grams(self.profile)
+        grams = grams / self._latents(grams)[:, None, None]
         return replace(self.prior, grams=grams, error_response=self._error_response())
+
+    def _latents(self, grams: np.ndarray) -> np.ndarray:
+        """(T,) mean squares of the final latents, no larger than the features and the first noise can make them."""
+        assert self.profile is not None
+        end, first = self.response.end, float(self.schedule[0])
+        made = np.sqrt(np.maximum(end @ grams[:, :-1, :-1] @ end, 0.0))
+        said = np.array([table.latent_rms for table in self.profile.tables])
+        found: np.ndarray = np.clip(said, 1e-12, MOST_LATENT * (made + max(first, 1.0))) ** 2
+        return found
 
     def interval_costs(self, keys: list[Key], slope: float | None, corrector: bool) -> tuple[np.ndarray, np.ndarray]:
         """(N,) costs of intervals in the recorded runs, and (N,) by the prior, whose errors grow until the end.
@@ -155,7 +192,7 @@ class Problem:
         generic *= weights * met(self.prior, keys, slope)
         if self.profile is None:
             return generic, generic
-        recorded = replace(self.prior, grams=self.prediction.grams)
+        recorded = replace(self.prior, grams=self.pooled.grams)
         return np.array(list(interval_costs(recorded, keys, slope, corrector).values())), generic
 
     @property
@@ -198,18 +235,35 @@ class Problem:
         source, used, profile = self.source, self._used, self.profile
         if source is None or used is None:
             return ()
-        found = []
-        if used is not source:
-            found.append(note("profile_truncated", tables=len(source.tables), used=len(used.tables)))
+        truncated = (note("profile_truncated", tables=len(source.tables), used=len(used.tables)),)
+        found: tuple[Note, ...] = truncated if used is not source else ()
         if profile is None:
-            return (*found, note("profile_equal_sigmas"))
+            return (*found, note("profile_equal_sigmas" if self._resampled else "profile_beyond"))
         if not self.perturbed:
             at_output = source.measured.level == "output"  # where ERTA Profile measures it
-            found.append(note("no_error_response_remedy" if at_output else "no_error_response"))
-        if profile is not used:
+            found += (note("no_error_response_remedy" if at_output else "no_error_response"),)
+        return found + self._notes_of_sigmas(source)
+
+    def _notes_of_sigmas(self, source: Profile) -> tuple[Note, ...]:
+        found: tuple[Note, ...] = ()
+        if self.unreached.size:
+            found += (note("profile_reach", calls=self.unreached.size, all=self.calls),)
+        if self.profile is not self._used:
             counts = note("profile_resampled_calls", profile_calls=source.calls, calls=self.calls)
-            found.append(note("profile_resampled_sigmas") if source.calls == self.calls else counts)
-        return (*found, note("profile_sparse")) if self.sparse else tuple(found)
+            found += (note("profile_resampled_sigmas") if source.calls == self.calls else counts,)
+        return (*found, note("profile_sparse")) if self.sparse else found
+
+
+def is_sparse(measured: np.ndarray, sigmas: np.ndarray) -> bool:
+    """Whether a run calls its model more than SPARSE times as densely as a profile did, where both do. (M,), (M',)."""
+    low, high = max(measured.min(), sigmas.min()), min(measured.max(), sigmas.max())
+    ours, theirs = (int(((each >= low) & (each <= high)).sum()) for each in (sigmas, measured))
+    return SPARSE * theirs < ours
+
+
+def coverage(measured: np.ndarray, sigmas: np.ndarray) -> float:
+    """How much of a run a profile serves: the share of its calls that it reaches, 0 where it is too sparse."""
+    return 0.0 if is_sparse(measured, sigmas) else float(reached(measured, sigmas).mean())
 
 
 def resets_at(sigmas: np.ndarray, edges: Sequence[float]) -> frozenset[int]:

@@ -106,7 +106,10 @@ class Replay:
         predicted = next(features).to(dtype, copy=True).mul_(coefficients[0])
         for coefficient, feature in zip(coefficients[1:], features, strict=True):
             predicted = predicted.add_(feature, alpha=coefficient)
-        return predicted.add_(self.plan.offsets[i]) if self.plan.offsets[i] else predicted
+        if self.plan.offsets[i]:
+            newest = fetch(past[0][1], self._devices[key]).to(dtype)
+            predicted.add_(newest.square().mean().sqrt().mul_(self.plan.offsets[i]))
+        return predicted
 
 
 class Scalar:

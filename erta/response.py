@@ -52,6 +52,12 @@ class ImpulseResponse:
         return self.matrix[:, -1]
 
     @property
+    def signature(self) -> tuple[float, float, float]:
+        """Three sums over the matrix, which tell samplers on one schedule apart."""
+        ramp = np.linspace(1.0, 2.0, self.calls)
+        return float(np.abs(self.matrix).sum()), float((ramp @ self.matrix).sum()), float(ramp**2 @ self.end)
+
+    @property
     def multistep(self) -> bool:
         """Whether steps take back part of what the step before did, as those of linear multistep methods do."""
         if self.calls < 3:

@@ -1,5 +1,7 @@
 """Trajectory-aware timestep adjustment (ERTACache): shorter steps where the reused output overshoots."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .schedules import Schedule
@@ -21,7 +23,7 @@ def phi(l1: np.ndarray, compute: Schedule) -> np.ndarray:
     return factors.clip(MIN_PHI, 1.0)
 
 
-def adjusted(sigmas: np.ndarray, factors: np.ndarray) -> np.ndarray:
+def adjusted(sigmas: Sequence[float] | np.ndarray, factors: Sequence[float] | np.ndarray) -> np.ndarray:
     """(N + 1,) the schedule in which step i is ``factors[i]`` times its share of what remains.
 
     The paper's dt_c has no unit: on the nominal schedule it is 1 and multiplies the nominal step. On shifted sigmas

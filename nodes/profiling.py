@@ -1,14 +1,17 @@
 """ERTA Profile and Load ERTA Profile."""
 
+from dataclasses import asdict
 from typing import Any
 
 from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
+from ..comfy_erta.caching import Missing
 from ..comfy_erta.measuring import measure_profile
 from ..comfy_erta.report import Report
 from ..comfy_erta.store import check_name, default_store
+from ..erta.notes import note
 from ..erta.profile_file import digest
 from .inputs import CATEGORY, ProfileType, advanced, ksampler_inputs, setting_input
 from .view import profile_ui
@@ -93,20 +96,26 @@ class ERTALoadProfile(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str) -> bool | str:
-        """Named here so that a shared workflow with a profile that is missing gets our message, not the combo's."""
-        store = default_store()
-        if name not in store.names():
-            known = ", ".join(store.names()) or "none yet: make one with ERTA Profile"
-            return f"profile {name[:64]!r} is not on this machine. Stored profiles: {known}"
+        """A shared workflow may name a profile that is missing here: it renders without, and says so."""
+        try:
+            check_name(name)
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> str:
-        return digest(default_store().load(name))
+        store = default_store()
+        return digest(store.load(name)) if name in store.names() else ""
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        profile = default_store().load(name)
+        store = default_store()
+        if name not in store.names():
+            missing = note("profile_missing", name=name)
+            shown = {"erta": [{"name": name, "notes": [asdict(missing)]}], "text": [missing.text]}
+            return io.NodeOutput(Missing(name), ui=shown)
+        profile = store.load(name)
         return io.NodeOutput(profile, ui=profile_ui(profile, name, []))
 
 

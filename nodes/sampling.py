@@ -12,6 +12,7 @@ from ..comfy_erta.report import Report
 from ..comfy_erta.run import attach, attached_task
 from ..comfy_erta.store import default_store
 from ..erta.planner import adjusted_schedule
+from ..erta.profile import Profile
 from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, settings_from, with_defaults
 from .profiling import render
 from .view import report_ui
@@ -101,7 +102,7 @@ class ERTATimestepAdjuster(io.ComfyNode):
         task = attached_task(model)
         if not isinstance(task, Caching):
             raise ValueError("Timestep Adjuster: the model has no ERTA Cache. Connect the output of ERTA Cache.")
-        if task.profile is None:
+        if not isinstance(task.profile, Profile):
             raise ValueError("Timestep Adjuster: the ERTA Cache has no profile. Connect one to its profile input.")
         if task.settings.timesteps:
             raise ValueError(

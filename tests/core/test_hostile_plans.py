@@ -9,7 +9,7 @@ import random
 import re
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +18,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ertacache.erta.plan import Plan
+from ertacache.erta.plan import Plan, predicted_calls
 from ertacache.erta.plan_file import MAX_CHARACTERS, PlanError, plan_from_json, plan_to_json
 from ertacache.erta.planner import euler_response, solve
 from ertacache.erta.problem import Problem
 from ertacache.erta.profile import Measured
 from ertacache.erta.replay import Replay
 from ertacache.erta.settings import Settings
+from ertacache.erta.simulation import Fit
 from ertacache.tests.core.made import flow, recorded
 
 MUTATED, PARTS = 10_000, 5
@@ -86,7 +87,7 @@ def change_value(content: dict[str, Any], chance: random.Random) -> None:
 def nudge(content: dict[str, Any], chance: random.Random) -> None:
     """Numbers that may stand where they stand, and mean something else."""
     name = chance.choice(
-        ("coefficients", "offsets", "corrections", "residual_limits", "sigmas", "schedule", "predicted_error")
+        ("shares", "offsets", "corrections", "residual_limits", "sigmas", "nominal", "factors", "predicted_error")
     )
     values = content.get(name)
     if isinstance(values, list) and values and isinstance(values[0], list):
@@ -152,7 +153,7 @@ def run(plan: Plan) -> None:
             if used is None:
                 used = replay.observe(i, "guided", torch.tensor([1.0, -1.0]))
             # Sixteen times a line's slope and a half to either side; corrections add as much per model call.
-            most = 64.0 + abs(followed.offsets[i])
+            most = 64.0
             assert used.abs().max() <= most * (1.0 + 4.0 * followed.calls), f"call {i}"
 
 
@@ -225,15 +226,27 @@ REUSED = next(i for i, c in enumerate(PLANNED.coefficients) if len(c) == 2 and n
 CORRECTED = next(i for i, u in enumerate(PLANNED.corrections) if u)
 
 
-@pytest.mark.parametrize("row", [[90.0, 90.0], [2.0, 0.0], [0.0], [-1.0], [1.0, 1.0]])
-def test_a_line_that_amplifies_is_refused(row: list[float]) -> None:
-    with pytest.raises(PlanError, match=f"coefficients: of call {REUSED} do not add up to 1"):
-        plan_from_json(altered(PLANNED, "coefficients", REUSED, row))
+@pytest.mark.parametrize("share", [25.0, 1.51, -0.01])
+def test_a_line_that_amplifies_is_refused(share: float) -> None:
+    with pytest.raises(PlanError, match="shares: holds a"):
+        plan_from_json(altered(PLANNED, "shares", REUSED, share))
 
 
-def test_an_offset_on_a_line_is_refused() -> None:
-    with pytest.raises(PlanError, match=f"coefficients: of call {REUSED} do not add up to 1, or have an offset"):
-        plan_from_json(altered(PLANNED, "offsets", REUSED, 1e5))
+@pytest.mark.parametrize("settings", SETTINGS[:1] + SETTINGS[4:], ids=str)
+@pytest.mark.parametrize("size", [1.0, -1.0])
+def test_a_plan_in_which_errors_grow_is_told_from_one_that_this_pack_makes(settings: Settings, size: float) -> None:
+    """Every correction at its limit: each by itself may stand in a plan."""
+    problem = Problem(SCHEDULE, euler_response, None)
+    plan = solve(problem, settings)
+    called = dict(predicted_calls(plan.compute, plan.resets))
+    most = [4.0 * (i - called[i][0] - 1) if i in called and plan.compute[i] else 0.0 for i in range(14)]
+
+    def amplifies(corrections: Sequence[float]) -> bool:
+        fit = Fit(list(plan.coefficients), list(plan.offsets), list(corrections), [])
+        return problem.amplifies(plan.compute, fit, settings.method(False, False)[0])
+
+    assert not amplifies(plan.corrections)
+    assert amplifies([size * one for one in most])
 
 
 @pytest.mark.parametrize("size", [999.0, -999.0])

@@ -428,7 +428,7 @@ def test_error_responses_at_their_limit_are_planned_with(schedule: np.ndarray, s
     with strictly():
         plan = solve(Problem(schedule, euler_response, Profile(MEASURED, tables)), settings)
         check_plan(plan)
-    assert plan.predicted_error[1] <= 1.0
+    assert max(plan.predicted_error, default=1.0) <= 1.0
 
 
 def test_a_gram_matrix_at_the_edge_of_being_one_is_resampled() -> None:
@@ -495,6 +495,6 @@ def test_of_many_recorded_runs_the_first_are_planned_by() -> None:
     found = from_bytes(long_profile(50, 200))
     plan = solve(Problem(flow(50), euler_response, found), Settings(2.0))
     assert plan.profile == digest(found), "a carried plan still belongs to the whole profile"
-    assert note("profile_truncated", tables=200, used=120) in plan.notes
-    fewer = Profile(MEASURED, found.tables[:120])
+    assert note("profile_truncated", tables=200, used=32) in plan.notes
+    fewer = Profile(MEASURED, found.tables[:32])
     assert replace(solve(Problem(flow(50), euler_response, fewer), Settings(2.0)), profile=plan.profile) == plan

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ertacache.erta.notes import note
-from ertacache.erta.plan import Plan, full_plan, rounded
+from ertacache.erta.plan import Plan, drawn, full_plan, rounded, slopes_of
 from ertacache.erta.plan_file import MAX_CHARACTERS, PlanError, plan_from_json, plan_to_json
 from ertacache.erta.planner import euler_response, solve
 from ertacache.erta.predictors import PREDICTORS
@@ -155,7 +155,7 @@ def test_settings_choose_predictor_and_corrector_by_mode_level_profile_and_sampl
 
 # Refusals, one by one
 
-PLAN = replace(plan_for(Settings(2.5, timesteps=True), (0.83,)), model="ab" * 32)
+PLAN = replace(plan_for(Settings(2.5, timesteps=True)), model="ab" * 32)
 CONTENT: dict[str, Any] = json.loads(plan_to_json(PLAN))
 REUSED = PLAN.compute.index(False)
 CORRECTED = next(i for i, u in enumerate(PLAN.corrections) if u)
@@ -181,8 +181,8 @@ REFUSED = {
     "nested deeply in a field": (plan_to_json(PLAN)[:-1] + ',"x":' + '{"a":' * 30_000, "is not JSON"),
     "too long": (" " * (MAX_CHARACTERS + 1), "longer than"),
     "another format": (changed(format="ertacache.profile"), "format"),
-    "an older version": (changed(version=1), "version: must be 2: it is 1, made by another version"),
-    "a newer version": (changed(version=3), "version: must be 2: it is 3"),
+    "an older version": (changed(version=2), "version: must be 3: it is 2, made by another version"),
+    "a newer version": (changed(version=4), "version: must be 3: it is 4"),
     "a field twice": (plan_to_json(PLAN)[:-1] + ',"sigmas":[]}', "occurs twice"),
     "a field twice inside": (plan_to_json(PLAN).replace('{"speed":', '{"speed":2.0,"speed":', 1), "occurs twice"),
     "an unknown field": (changed(command="rm"), "fields.*command"),
@@ -196,16 +196,24 @@ REFUSED = {
     "a negative sigma": (with_item("sigmas", 3, -0.5), "sigmas"),
     "sigma zero": (with_item("sigmas", 3, 0), "sigmas"),
     "NaN": (with_item("sigmas", 3, float("nan")), "NaN is no JSON"),
-    "infinity": (with_item("offsets", 3, float("inf")), "Infinity is no JSON"),
+    "infinity": (with_item("shares", 3, float("inf")), "Infinity is no JSON"),
     "minus infinity": (with_item("corrections", 3, -float("inf")), "-Infinity is no JSON"),
     "a huge whole number": (with_item("sigmas", 3, 10**400), "sigmas"),
     "a text for a number": (with_item("sigmas", 3, "0.5"), "sigmas"),
-    "truth for a number": (with_item("offsets", 3, True), "offsets"),
+    "truth for a number": (with_item("shares", 3, True), "shares"),
     "nothing for a number": (with_item("corrections", 3, None), "corrections"),
     "a number for a list": (changed(offsets=0.0), "offsets"),
-    "a huge coefficient": (with_item("coefficients", REUSED, [1e5, 0.0]), "coefficients"),
-    "four coefficients": (with_item("coefficients", 13, [1, 1, 1, 1]), "coefficients"),
-    "a coefficient that is no list": (with_item("coefficients", REUSED, 1.0), "coefficients"),
+    "a slope that is too steep": (with_item("shares", REUSED, 1.6), "shares: holds a slope above 1.5"),
+    "a slope that is too flat": (with_item("shares", REUSED, -0.1), "shares: holds a value outside 0 to"),
+    "an offset on a line": (changed(offsets=[0.1] * 14), "offsets"),
+    "coefficients": (changed(coefficients=[[1.0]] * 14), "fields.*coefficients"),
+    "a slope that is a list": (with_item("shares", REUSED, [1.0]), "shares"),
+    "too few factors": (changed(factors=CONTENT["factors"][:-1]), "factors"),
+    "a factor that stalls": (with_item("factors", 3, 0.1), "factors: holds a value outside 0.5 to 1"),
+    "one nominal sigma": (changed(nominal=[1.0], factors=[]), "nominal"),
+    "edges that are no list": (changed(edges=0.5), "edges"),
+    "an impulse of four": (changed(impulse=[1.0] * 4), "impulse"),
+    "guidance that is text": (changed(guidance="6"), "guidance"),
     "too few limits": (changed(residual_limits=CONTENT["residual_limits"][:-1]), "field residual_limits: .*length"),
     "too many limits": (changed(residual_limits=[*CONTENT["residual_limits"], 0.0]), "field residual_limits: .*length"),
     "a negative limit": (with_item("residual_limits", CHECKED, -0.1), "field residual_limits: .*outside 0 to"),
@@ -219,21 +227,12 @@ REFUSED = {
     "a number for the limits": (changed(residual_limits=0.1), "field residual_limits"),
     "an object for the limits": (changed(residual_limits={"0": 0.1}), "field residual_limits"),
     "a limit at the start": (with_item("residual_limits", 0, 0.1), "call 0"),
-    "a limit of no prediction": (
-        changed(
-            residual_limits=[0.1 if i == CHECKED else 0.0 for i in range(14)],
-            corrections=[0.0] * 14,
-            coefficients=[[] if i == CHECKED else row for i, row in enumerate(CONTENT["coefficients"])],
-        ),
-        f"call {CHECKED}",
-    ),
-    "reuse without coefficients": (with_item("coefficients", REUSED, []), f"call {REUSED}"),
-    "correction without coefficients": (with_item("coefficients", CORRECTED, []), f"call {CORRECTED}"),
-    "coefficients at the start": (with_item("coefficients", 0, [1.0]), "call 0"),
-    "more terms than history": (with_item("coefficients", 1, [0.5, 0.3, 0.2]), "call 1"),
-    "a schedule that rises": (changed(schedule=[0.0, 1.0]), "schedule"),
-    "a schedule that stands": (changed(schedule=[1.0, 1.0, 0.0]), "schedule"),
-    "a schedule of one": (changed(schedule=[1.0]), "schedule"),
+    "a limit of a reused call": (with_item("residual_limits", REUSED, 0.1), f"call {REUSED}"),
+    "the check switched off behind the settings' back": (with_item("residual_limits", CHECKED, 0.0), f"call {CHECKED}"),
+    "a limit larger than a feature": (with_item("residual_limits", CHECKED, 0.6), "outside 0 to 0.5"),
+    "a correction of a reused call": (with_item("corrections", REUSED, 0.1), f"call {REUSED}"),
+    "nominal sigmas that rise": (with_item("nominal", 3, 0.999), "nominal: must fall"),
+    "nominal sigmas that stand": (with_item("nominal", 3, CONTENT["nominal"][2]), "nominal: must fall"),
     "history resets without 0": (changed(resets=[5]), "resets"),
     "history resets unordered": (changed(resets=[0, 9, 5]), "resets"),
     "history resets twice": (changed(resets=[0, 5, 5]), "resets"),
@@ -276,22 +275,40 @@ def test_plan_from_json_refuses_a_missing_field(missing: str) -> None:
         plan_from_json(json.dumps({name: value for name, value in CONTENT.items() if name != missing}))
 
 
-def test_a_plan_without_the_check_may_have_no_residual_limits() -> None:
-    plan = plan_from_json(changed(residual_limits=[0.0] * 14))
-    assert plan.residual_limits == (0.0,) * 14
-    assert replace(plan, residual_limits=PLAN.residual_limits) == PLAN
+def test_a_plan_without_the_check_has_no_residual_limits() -> None:
+    unchecked = {**CONTENT["settings"], "check": False}
+    plan = plan_from_json(changed(residual_limits=[0.0] * 14, settings=unchecked))
+    assert replace(plan, residual_limits=PLAN.residual_limits, settings=PLAN.settings) == PLAN
+    with pytest.raises(PlanError, match="residual_limits"):
+        plan_from_json(changed(settings=unchecked))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(2.1, 0.0), (-0.1, 0.0), (1.0, 1.1), (1.0, -1.1)])
+def test_an_affine_plan_scales_and_shifts_no_further_than_a_feature_does(scale: float, offset: float) -> None:
+    plan = plan_for(Settings(2.5, mode="paper"))
+    content = json.loads(plan_to_json(plan))
+    at = plan.compute.index(False)
+    content["shares"][at] = scale
+    content["offsets"] = content["offsets"] or [0.0] * 14
+    content["offsets"][at] = offset
+    with pytest.raises(PlanError, match=r"shares|offsets"):
+        plan_from_json(json.dumps(content))
 
 
 def test_residual_limits_are_kept_to_the_digit() -> None:
     assert any(0.0 < limit < 1.0 for limit in PLAN.residual_limits)
     assert plan_from_json(plan_to_json(PLAN)).residual_limits == PLAN.residual_limits
-    for whole in (0, 1, 10**6):
-        assert plan_from_json(with_item("residual_limits", CHECKED, whole)).residual_limits[CHECKED] == whole
 
 
 def test_refusal_says_what_to_do() -> None:
     with pytest.raises(PlanError, match=r"plan field sigmas: .*\. Clear the plan field; it is filled again"):
         plan_from_json(with_item("sigmas", 0, -1))
+
+
+def test_slopes_come_back_from_their_coefficients_to_the_digit() -> None:
+    slopes = slopes_of(PLAN.sigmas, PLAN.compute, PLAN.resets, PLAN.coefficients)
+    assert 0.0 < max(slopes) <= 1.5
+    assert drawn(PLAN.sigmas, PLAN.compute, PLAN.resets, slopes) == PLAN.coefficients
 
 
 # Refusals, many at a time

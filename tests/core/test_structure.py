@@ -75,7 +75,7 @@ def test_reading_of_imports_sees_relative_and_nested_ones() -> None:
     """Otherwise the tests below could not fail."""
     found = {(short(path), module, name) for path in shipped() for module, name in imports(path)}
     assert ("nodes/sampling.py", "./erta/planner", "adjusted_schedule") in found
-    assert ("erta/plan_file.py", "./erta/schedules", "histories") in found
+    assert ("erta/plan_file.py", "./erta/schedules", "as_text") in found
     assert ("__init__.py", "./nodes", "comfy_entrypoint") in found
     assert any(module == "folder_paths" for _, module, _ in found), "imported inside a function of comfy_erta/store.py"
 
