@@ -102,10 +102,10 @@ class Caching:
     def _stored_profile(self, here: Measured) -> tuple[Profile | None, tuple[Note, ...]]:
         """Of those that fit and can be read, the one with the fewest differences."""
         fitting = []
-        for name, measured in self.store.headers():
-            refusals, remarks = differences(here, measured)
+        for entry in self.store.headers():
+            refusals, remarks = differences(here, entry.measured)
             if not refusals:
-                fitting.append((len(remarks), name, remarks))
+                fitting.append((len(remarks), entry.name, remarks))
         skipped: list[Note] = []
         for _, name, remarks in sorted(fitting):  # names are unique: remarks are never compared
             try:

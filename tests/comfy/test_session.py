@@ -141,7 +141,7 @@ def test_a_stored_profile_with_rotten_tables_is_passed_over(wan, sample, store, 
         store.save(name, recorded())
     for name in ("a", "b"):
         (store.user_dir / f"{name}.safetensors").write_bytes(rotten(recorded()))
-    assert [name for name, _ in store.headers()] == ["a", "b", "c"], "by their headers all three fit"
+    assert [entry.name for entry in store.headers()] == ["a", "b", "c"], "by their headers all three fit"
     model, reports = cached(wan, store, Settings(speed=2.0))
     sample(model)
     assert codes(reports[0])[:3] == ["profile_unreadable", "profile_unreadable", "profile_found"]

@@ -70,7 +70,7 @@ def check_whole(store: Store) -> None:
     """One of the two profiles, complete, and nothing else that is listed."""
     assert store.names() == ["wan"]
     assert store.load("wan").measured.steps in (2, 3)
-    assert [name for name, _ in store.headers()] == ["wan"]
+    assert [entry.name for entry in store.headers()] == ["wan"]
 
 
 # Full disks
