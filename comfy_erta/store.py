@@ -135,7 +135,7 @@ class Store:
         entries, problems = [], []
         for name, path, info in self._listed():
             try:
-                head = _first_look(path, info.st_ino, info.st_mtime_ns, info.st_size)
+                head = _first_look(path, info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size)
             except OSError as error:
                 head = _reason(error)
             if isinstance(head, str):
@@ -197,13 +197,10 @@ class Store:
         return sorted((name, *found) for name, found in self._files().items() if stat.S_ISREG(found[1].st_mode))
 
     def _find(self, name: str) -> Path:
-        found = self._files().get(check_name(name))
-        if found is None:
-            known = self.shown_names() or "none yet"
-            raise NotStored(
-                f"no profile is called {name!r}: choose one of these ({known}), or record it with ERTA Profile"
-            )
-        path, info = found
+        path, info = self._files().get(check_name(name), ("", None))
+        if info is None:
+            known = f"choose one of these ({self.shown_names() or 'none yet'}), or record it with ERTA Profile"
+            raise NotStored(f"no profile is called {name!r}: {known}")
         if stat.S_ISLNK(info.st_mode):
             raise StoreError(_link(path))
         return Path(path)
