@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..erta import VERSION
 from ..erta.notes import Note, note
-from ..erta.profile import Measured
+from ..erta.profile import MAX_SIGMA, Measured
 from .blocks import block_slots
 from .probing import sampler_name
 from .task import Context
@@ -173,4 +173,5 @@ def _sampling_name(sampling: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    """None for what is no number that a profile keeps; NaN is none either."""
+    return float(value) if isinstance(value, int | float) and abs(value) <= MAX_SIGMA else None

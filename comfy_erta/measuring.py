@@ -12,6 +12,7 @@ from ..erta.perturbed_run import PerturbedRun
 from ..erta.planner import MIN_CALLS, solve
 from ..erta.problem import Problem
 from ..erta.profile import Measured, Profile, Table
+from ..erta.profile_file import most_tables
 from ..erta.settings import Settings
 from .recording import Recording
 from .report import Report
@@ -32,6 +33,28 @@ _PERTURBED = Settings(speed=2.0, mode="paper", predictor="linear")
 
 class ProfileIncomplete(RuntimeError):
     """Not every run could be recorded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Fitting(Recording):
+    """A recording of one of ``runs`` that is not begun where the profile's file could not hold them all."""
+
+    runs: int = 1
+
+    def begin(self, context: Context) -> Start:
+        """Raises UnknownResponse as a recording does, and ProfileIncomplete before the first model call."""
+        start = super().begin(context)
+        check_fits(self.runs, len(start.sigmas))
+        return start
+
+
+def check_fits(runs: int, calls: int, streams: int = 1) -> None:
+    """Raise ProfileIncomplete where a file does not hold ``runs`` of so many model calls and streams."""
+    most = most_tables(calls) // streams
+    if runs > most:
+        each = f"{calls} model calls" + (f" of {streams} streams" if streams > 1 else "")
+        remedy = f"Set runs to {most}, or take fewer steps." if most else "Take fewer steps."
+        raise ProfileIncomplete(f"runs is {runs}, but at {each} a profile holds at most {most}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +89,7 @@ def measure_profile(
     """Record ``runs`` full runs; at output level a perturbed run follows the first, which costs half of one.
 
     render(model, run) renders run 0, 1, ... with a model; run 0 once more for the perturbed run. Raises
-    ProfileIncomplete.
+    ProfileIncomplete: before anything is rendered where so many runs fit no file, at blocks level after the first run.
     """
     measured: list[Measured] = []
     tables: list[tuple[Table, ...]] = []
@@ -83,10 +106,11 @@ def measure_profile(
 
     for run in range(runs):
         features: list[Features] = []
-        render(attach(model, Recording(level, run, keep, report, scheduler, features.append)), run)
+        render(attach(model, Fitting(level, run, keep, report, scheduler, features.append, runs)), run)
         if len(tables) <= run:
             reason = f"{'; '.join(one.text for one in reports[-1].notes)}. {_REMEDY}" if reports else _NOTHING
             raise ProfileIncomplete(f"{run} of {runs} runs were measured. {reason}")
+        check_fits(runs, tables[run][0].sigmas.size, len(tables[run]))
         if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_CALLS:
             with_response: list[tuple[Table, ...]] = []
             render(attach(model, Perturbing(features.pop(), tables[0], with_response.append, report)), run)

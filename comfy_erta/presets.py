@@ -19,14 +19,15 @@ def preset_names() -> list[str]:
     return [entry["name"] for entry in _entries()]
 
 
-def preset_steps(name: str) -> tuple[tuple[int, ...], int]:
+def preset_steps(name: object) -> tuple[tuple[int, ...], int]:
     """(computed steps, step count they are for); ((), 0) for "none". Raises ValueError for an unknown name."""
     if name == "none":
         return (), 0
     for entry in _entries():
         if entry["name"] == name:
             return tuple(entry["compute"]), entry["steps"]
-    raise ValueError(f"preset {name[:64]!r} does not ship with this version; choose one of {', '.join(preset_names())}")
+    known = ", ".join(("none", *preset_names()))
+    raise ValueError(f"preset {str(name)[:64]!r} does not ship with this version; choose one of {known}")
 
 
 def preset_remarks(compute: tuple[int, ...], steps: int, here: Measured) -> tuple[Note, ...]:

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from . import gram as grams
-from .profile import MAX_TABLES, Measured, Profile, Table, check_all, refusal
+from .profile import MAX_SIGMA, MAX_TABLES, Measured, Profile, Table, check_all, refusal
 from .response import MAX_CALLS
 from .strict_json import read_object
 
@@ -88,7 +88,35 @@ def digest(profile: Profile) -> str:
 
 def read_header(source: bytes | BinaryIO) -> Measured:
     """What a profile was measured on, without its tables, which may still be damaged. Raises ProfileError."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    return _measured(_header(io.BytesIO(source) if isinstance(source, bytes) else source).get("__metadata__"))
+
+
+def read_head(file: BinaryIO) -> tuple[Measured, tuple[float, ...]]:
+    """What `read_header` reads and the sigmas of the first run, of a file that can seek. Raises ProfileError."""
+    header = _header(file)
+    measured, start = _measured(header.get("__metadata__")), file.tell()
+    room = file.seek(0, io.SEEK_END) - start
+    match header.get("sigmas"):
+        case {"dtype": "F64", "shape": [int(runs), int(count)], "data_offsets": [int(begin), int(end)]} if (
+            1 <= runs <= MAX_TABLES and 2 <= count <= MAX_CALLS and 0 <= begin == end - 8 * runs * count and end <= room
+        ):
+            file.seek(start + begin)
+            # Of a file that was cut off meanwhile zeros are left, which are refused.
+            sigmas = np.frombuffer(file.read(8 * count).ljust(8 * count, b"\0"), "<f8")
+        case found:
+            raise refusal("sigmas", found, f"1 to {MAX_TABLES} runs of 2 to {MAX_CALLS} calls in F64, inside the file")
+    good = (sigmas >= MIN_SIGMA) & (sigmas <= MAX_SIGMA)
+    check_all("sigmas", sigmas, good, f"from {MIN_SIGMA:g} to {MAX_SIGMA:g}")
+    return measured, tuple(sigmas.tolist())
+
+
+def most_tables(calls: int) -> int:
+    """How many recorded runs of so many model calls a file surely holds."""
+    each = sum(np.dtype(_BYTES[_DTYPES[name]]).itemsize * size for name, size in _sizes(calls).items())
+    return min((MAX_BYTES - 8 - MAX_HEADER) // each, MAX_TABLES)
+
+
+def _header(file: BinaryIO) -> dict[str, Any]:
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= MAX_HEADER:
@@ -96,7 +124,13 @@ def read_header(source: bytes | BinaryIO) -> Measured:
     text = file.read(length)
     if len(text) < length:
         raise refusal("header", len(text), f"{length} bytes long as the file says", _COPY)
-    return _measured(_object("header", text).get("__metadata__"))
+    return _object("header", text)
+
+
+def _sizes(count: int) -> dict[str, int]:
+    """How many numbers each tensor has of a run of ``count`` model calls."""
+    triangles = {"gram": count * (count + 1) // 2, "l1": count * (count - 1) // 2}
+    return triangles | dict.fromkeys(_ROWS, count) | dict.fromkeys(_NUMBERS, 1)
 
 
 def _measured(metadata: Any) -> Measured:
@@ -166,9 +200,9 @@ def _unpack(packed: dict[str, np.ndarray]) -> tuple[Table, ...]:
     if len(shape) != 2 or not 1 <= shape[0] <= MAX_TABLES or not 2 <= shape[1] <= MAX_CALLS:
         raise refusal("sigmas", shape, f"of shape (1 to {MAX_TABLES} runs, 2 to {MAX_CALLS} model calls)")
     runs, count = shape
-    lengths = {"gram": count * (count + 1) // 2, "l1": count * (count - 1) // 2}
+    sizes = _sizes(count)
     for name, array in packed.items():
-        wanted = (runs,) if name in _NUMBERS else (runs, lengths.get(name, count))
+        wanted = (runs,) if name in _NUMBERS else (runs, sizes[name])
         if array.shape != wanted:
             raise refusal(name, array.shape, f"of shape {wanted}, as {runs} runs of {count} model calls have")
     return tuple(_table({name: array[t] for name, array in packed.items()}, count) for t in range(runs))

@@ -71,10 +71,10 @@ class Settings:
         for name, declared in DECLARED.items():
             _check(name, getattr(self, name), declared)
         steps = type(self.preset_steps) is int and 0 <= self.preset_steps <= 1000
-        _require(steps, "preset_steps", self.preset_steps, "a whole number from 0 to 1000")
+        require(steps, "preset_steps", self.preset_steps, "a whole number from 0 to 1000")
         fits = isinstance(self.preset, tuple) and len(self.preset) <= 1000
         fits = fits and all(type(step) is int and 0 <= step < self.preset_steps for step in self.preset)
-        _require(fits, "preset", self.preset, "whole numbers below preset_steps")
+        require(fits, "preset", self.preset, "whole numbers below preset_steps")
 
     def method(self, measured: bool, stochastic: bool) -> tuple[type[Predictor], bool]:
         """(predictor, whether errors are corrected) for a run with or without a profile.
@@ -114,17 +114,18 @@ DECLARED: Mapping[str, Field[Any]] = MappingProxyType({f.name: f for f in fields
 def _check(name: str, value: Any, declared: Field[Any]) -> None:
     limits = declared.metadata
     if "options" in limits:
-        _require(value in limits["options"], name, value, f"one of {', '.join(limits['options'])}")
+        require(value in limits["options"], name, value, f"one of {', '.join(limits['options'])}")
     elif "low" in limits:
         low, high = limits.get("least", limits["low"]), limits["most"]
         whole = isinstance(declared.default, int)
         number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         kind = "a whole number" if whole else "a number"
-        _require(number and low <= value <= high, name, value, f"{kind} from {low:g} to {high:g}")
+        require(number and low <= value <= high, name, value, f"{kind} from {low:g} to {high:g}")
     elif isinstance(declared.default, bool):
-        _require(isinstance(value, bool), name, value, "true or false")
+        require(isinstance(value, bool), name, value, "true or false")
 
 
-def _require(holds: bool, name: str, value: object, remedy: str) -> None:
+def require(holds: bool, name: str, value: object, remedy: str) -> None:
+    """Raise ValueError with an input's name, its value and what it must be, unless that holds."""
     if not holds:
         raise ValueError(f"{name} is {str(value)[:40]!r}; it must be {remedy}")

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..comfy_erta.routes import register
 from .compare import ERTACompare
 from .profiling import ERTALoadProfile, ERTAProfile
 from .sampling import ERTACache, ERTACachedSampler, ERTATimestepAdjuster
@@ -13,4 +14,5 @@ class ERTACacheExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ERTACacheExtension:
+    register()
     return ERTACacheExtension()

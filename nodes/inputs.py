@@ -3,6 +3,8 @@
 What an input that is a setting offers, and its help, stands in erta/settings.py; the other inputs are declared here.
 """
 
+import sys
+from numbers import Integral, Real
 from typing import Any
 
 import comfy.samplers
@@ -11,7 +13,8 @@ from comfy_api.latest import io
 from ..comfy_erta.blocks import known_blocks
 from ..comfy_erta.caching import BUILT_IN, RECORD
 from ..comfy_erta.presets import preset_names, preset_steps
-from ..erta.settings import AUTO, BLOCKS, DECLARED, OUTPUT, PAPER, Settings
+from ..erta.profile import Profile
+from ..erta.settings import AUTO, BLOCKS, DECLARED, OUTPUT, PAPER, Settings, require
 
 ProfileType = io.Custom("ERTA_PROFILE")
 
@@ -61,6 +64,22 @@ def ksampler_inputs() -> list[Any]:
             "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="1: from pure noise. Less keeps the latent."
         ),
     ]
+
+
+def check_values(declared: list[Any], values: dict[str, Any]) -> None:
+    """Refuse numbers that ComfyUI lets through: NaN, and whatever comes by a link. Raises ValueError."""
+    for made in declared:
+        value = values.get(made.id)
+        if isinstance(made, io.Int.Input):
+            good = isinstance(value, Integral) and made.min <= value <= made.max
+            require(good, made.id, value, f"a whole number from {made.min} to {made.max}")
+        elif isinstance(made, io.Float.Input):
+            require(
+                isinstance(value, Real) and abs(value) <= sys.float_info.max,
+                made.id,
+                value,
+                "a number, and a finite one",
+            )
 
 
 def cache_inputs() -> list[Any]:
@@ -118,8 +137,19 @@ def plan_place() -> int:
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of ``cache_inputs``; optional ones that a prompt leaves out have their declared default."""
-    return {**{made.id: made.default for made in _advanced_inputs()}, **values}
+    """The values of ``cache_inputs``; optional ones that a prompt leaves out have their declared default.
+
+    Raises ValueError for values that are none of a setting; `Settings` checks the others.
+    """
+    declared = {made.id: made for made in _advanced_inputs()}
+    filled = {**{name: made.default for name, made in declared.items()}, **values}
+    for name in ("without_profile", "timesteps"):
+        options = declared[name].options
+        require(filled[name] in options, name, filled[name], f"one of {', '.join(options)}")
+    require(isinstance(filled["plan"], str), "plan", filled["plan"], "a text: a plan, or empty")
+    profile = filled.get("profile")
+    require(isinstance(profile, Profile | None), "profile", profile, "connected to ERTA Profile or Load ERTA Profile")
+    return filled
 
 
 def settings_from(model: Any, values: dict[str, Any]) -> Settings:

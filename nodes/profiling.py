@@ -10,10 +10,12 @@ import nodes as comfy_nodes
 from ..comfy_erta.caching import Missing
 from ..comfy_erta.measuring import measure_profile
 from ..comfy_erta.report import Report
-from ..comfy_erta.store import check_name, default_store
-from ..erta.notes import note
+from ..comfy_erta.store import StoreError, check_name, default_store
+from ..erta.notes import Note, note
+from ..erta.profile import ProfileError
 from ..erta.profile_file import digest
-from .inputs import CATEGORY, ProfileType, advanced, ksampler_inputs, setting_input
+from ..erta.settings import Settings
+from .inputs import CATEGORY, ProfileType, advanced, check_values, ksampler_inputs, setting_input
 from .view import profile_ui
 
 
@@ -65,16 +67,23 @@ class ERTAProfile(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, runs: int, name: str, level: str = "output", **inputs: Any) -> io.NodeOutput:
-        check_name(name)  # a linked name is only known here, and minutes of rendering must not come before it
+        # Linked values are only known here, and minutes of rendering must not come before what refuses them.
+        check_name(name)
+        check_values(cls.define_schema().inputs, {**inputs, "runs": runs})
+        Settings(level=level)
         reports: list[Report] = []
         latents: list[dict[str, Any]] = []
 
         def render_run(observed: Any, run: int) -> None:
-            latents.append(render(observed, {**inputs, "seed": inputs["seed"] + run}))
+            latents.append(render(observed, {**inputs, "seed": (inputs["seed"] + run) % 2**64}))
 
         profile = measure_profile(model, render_run, runs, level, inputs["scheduler"], reports.append)
-        path = default_store().save(name, profile)
-        return io.NodeOutput(profile, latents[0], ui=profile_ui(profile, path.stem, reports))
+        about: list[Note] = []
+        try:
+            default_store().save(name, profile)
+        except (StoreError, ProfileError) as error:  # the picture is rendered, and is worth more than the file
+            about.append(note("profile_not_kept", reason=error))
+        return io.NodeOutput(profile, latents[0], ui=profile_ui(profile, name, reports, about))
 
 
 class ERTALoadProfile(io.ComfyNode):
@@ -120,6 +129,7 @@ class ERTALoadProfile(io.ComfyNode):
 
 
 def render(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """KSampler itself, with its bar, previews, masks and batch indices."""
+    """KSampler itself, with its bar, previews, masks and batch indices. Raises ValueError for numbers that are none."""
+    check_values(ksampler_inputs(), inputs)
     others = dict(inputs)
     return comfy_nodes.common_ksampler(model, latent=others.pop("latent_image"), **others)[0]

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..comfy_erta.report import Report
-from ..erta.notes import note
+from ..erta.notes import Note, note
 from ..erta.planner import Point, distances, error_curve, euler_response
 from ..erta.problem import Problem
-from ..erta.profile import Profile
+from ..erta.profile import Profile, ProfileError
 from ..erta.profile_file import digest
 from ..erta.settings import Settings
 
@@ -22,22 +22,33 @@ def report_ui(reports: Sequence[Report]) -> dict[str, list[Any]]:
     return {"erta": [r.as_dict() for r in reports], "text": [r.as_text() for r in reports]}
 
 
-def profile_ui(profile: Profile, name: str, reports: Sequence[Report]) -> dict[str, list[Any]]:
-    """The profile in short, the predicted error at each speed, and the notes of its runs, as data and as text."""
-    curve = [asdict(point) for point in _curve(profile)]
+def profile_ui(
+    profile: Profile, name: str, reports: Sequence[Report], about: Sequence[Note] = ()
+) -> dict[str, list[Any]]:
+    """The profile in short, the predicted error at each speed, and notes about it and its runs, as data and as text."""
+    known = _digest(profile)
+    curve = [asdict(point) for point in _curve(profile)] if known else []
     measured = profile.measured
     count = len({table.run for table in profile.tables})
     unmeasured = () if any(table.has_error_response for table in profile.tables) else (note("no_error_response"),)
-    notes = [*unmeasured, *(one for report in reports for one in report.notes)]
+    notes = [*about, *unmeasured, *(one for report in reports for one in report.notes)]
     lines = [
         f"profile {name}: {measured.model_class}, {count} run{'s'[: count > 1]} of {measured.steps} steps",
         f"{measured.sampler} {measured.scheduler}, guidance {measured.guidance}, {measured.level} level",
         *(f"{c['speed']:g}x: predicted error {c['median']:.2%}, worst {c['worst']:.2%}" for c in curve if c["median"]),
         *(one.text for one in notes),
     ]
-    content = {"name": name, "measured": asdict(measured), "digest": digest(profile), "curve": curve}
+    content = {"name": name, "measured": asdict(measured), "digest": known, "curve": curve}
     content |= {"sigmas": profile.sigmas.round(4).tolist(), "map": _map(profile), "notes": [asdict(n) for n in notes]}
     return {"erta": [content], "text": ["\n".join(lines)]}
+
+
+def _digest(profile: Profile) -> str:
+    """ "" of a profile that no file may hold: nothing can be planned from it."""
+    try:
+        return digest(profile)
+    except ProfileError:
+        return ""
 
 
 def _curve(profile: Profile) -> tuple[Point, ...]:

@@ -1,5 +1,5 @@
 // @ts-check
-/** The store of profiles, from the node that loads one: export, import, rename, delete. By ComfyUI's own user data API. */
+/** The store of profiles, from the node that loads one: export, import, rename, delete. By our own routes. */
 import { app } from "../../scripts/app.js";
 import { html } from "./dom.js";
 import { allNodes, rootGraph, widgetOf } from "./graph.js";
@@ -7,11 +7,8 @@ import { allNodes, rootGraph, widgetOf } from "./graph.js";
 /** @typedef {import("./graph.js").Node} Node */
 
 const ENDING = ".safetensors";
-const FORMAT = "ertacache.profile";
 const MAX_BYTES = 8 * 2 ** 20;
-const MAX_HEADER = 2 ** 16;
 const CONFLICT = 409;
-const NOT_FOUND = 404;
 
 /** @type {[string, (node: Node) => Promise<void>][]} */
 const ACTIONS = [
@@ -47,9 +44,7 @@ async function attempt(act, node) {
 /** @param {Node} node */
 async function exportProfile(node) {
   const name = chosen(node);
-  const response = await app.api.getUserData(pathOf(name));
-  if (!response.ok) throw new Error(`${name} is not among your own profiles on this server.`);
-  const url = URL.createObjectURL(await response.blob());
+  const url = URL.createObjectURL(await (await ask("GET", name)).blob());
   html("a", { href: url, download: name + ENDING }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000); // the download has begun by then
 }
@@ -58,15 +53,15 @@ async function exportProfile(node) {
 async function importProfile(node) {
   const file = await pickFile();
   if (!file) return;
-  const name = checkedName(file.name.endsWith(ENDING) ? file.name.slice(0, -ENDING.length) : file.name);
-  await checkProfile(file);
-  let response = await store(name, file, false);
+  // The server looks at the rest; more than this it would not even take in.
+  if (file.size > MAX_BYTES) throw new Error(`${file.name} is larger than a profile can be (${MAX_BYTES / 2 ** 20} MB).`);
+  const name = file.name.endsWith(ENDING) ? file.name.slice(0, -ENDING.length) : file.name;
+  const response = await ask("POST", name, "", file, [CONFLICT]);
   if (response.status === CONFLICT) {
     const message = `There is a profile ${name} already. Replace it?`;
     if (!(await app.extensionManager.dialog.confirm({ title: "Import ERTA profile", message, type: "overwrite" }))) return;
-    response = await store(name, file, true);
+    await ask("POST", name, "?overwrite=true", file);
   }
-  if (!response.ok) throw new Error(`The server did not keep the profile (${response.status}).`);
   await choose([node], name);
   toast("success", `Profile ${name} is ready.`);
 }
@@ -75,13 +70,9 @@ async function importProfile(node) {
 async function renameProfile(node) {
   const name = chosen(node);
   const asked = { title: "Rename ERTA profile", message: `New name for ${name}`, defaultValue: name };
-  const newName = await app.extensionManager.dialog.prompt(asked);
-  if (newName == null || newName === name) return;
-  const target = checkedName(newName);
-  const response = await app.api.moveUserData(pathOf(name), pathOf(target), { overwrite: false });
-  if (response.status === CONFLICT) throw new Error(`There is a profile ${target} already.`);
-  if (response.status === NOT_FOUND) throw new Error(`${name} is not among your own profiles on this server.`);
-  if (!response.ok) throw new Error(`The server did not rename the profile (${response.status}).`);
+  const target = await app.extensionManager.dialog.prompt(asked);
+  if (target == null || target === name) return;
+  await ask("POST", name, `/move?to=${encodeURIComponent(target)}`);
   const loading = allNodes().filter((one) => one.comfyClass === node.comfyClass && widgetOf(one, "name")?.value === name);
   await choose(loading, target);
   toast("success", `Profile ${name} is called ${target} now.`);
@@ -92,11 +83,21 @@ async function deleteProfile(node) {
   const name = chosen(node);
   const message = `Delete the profile ${name} for good?`;
   if (!(await app.extensionManager.dialog.confirm({ title: "Delete ERTA profile", message, type: "delete" }))) return;
-  const response = await app.api.deleteUserData(pathOf(name));
-  if (response.status === NOT_FOUND) throw new Error(`${name} is not among your own profiles on this server.`);
-  if (!response.ok) throw new Error(`The server did not delete the profile (${response.status}).`);
+  await ask("DELETE", name);
   await choose([node], undefined);
   toast("success", `Profile ${name} is gone.`);
+}
+
+/**
+ * Asks the server about a profile. An answer that is no success becomes an error with the server's words.
+ * @param {string} method @param {string} name @param {string} [more] @param {File} [body] @param {number[]} [expected]
+ * @returns {Promise<Response>}
+ */
+async function ask(method, name, more = "", body = undefined, expected = []) {
+  const path = `/ertacache/profiles/${encodeURIComponent(name)}${more}`;
+  const response = await app.api.fetchApi(path, { method, body });
+  if (response.ok || expected.includes(response.status)) return response;
+  throw new Error(await response.text());
 }
 
 /** Shows the store as it is now. @param {Node[]} nodes @param {string | undefined} name none: the first there is */
@@ -113,43 +114,7 @@ async function choose(nodes, name) {
 
 /** @param {Node} node */
 function chosen(node) {
-  return checkedName(String(widgetOf(node, "name")?.value ?? ""));
-}
-
-/** @param {string} name */
-function pathOf(name) {
-  return `ertacache/${name}${ENDING}`;
-}
-
-/** @param {string} name @param {File} file @param {boolean} overwrite @returns {Promise<Response>} */
-function store(name, file, overwrite) {
-  const options = { overwrite, stringify: false, throwOnError: false, full_info: false };
-  return app.api.storeUserData(pathOf(name), file, options);
-}
-
-/** The rules of the Python side, said before anything is sent. @param {string} name */
-export function checkedName(name) {
-  const device = /^(con|prn|aux|nul|com\d|lpt\d)$/i.test(name.split(".")[0]);
-  const fits = /^[A-Za-z0-9._-]{1,64}$/.test(name) && !name.startsWith(".") && !name.endsWith(".");
-  if (fits && !device) return name;
-  const rule = device ? "Windows keeps it for a device" : "use 1 to 64 letters, digits, dots, dashes or underscores";
-  throw new Error(`“${name.slice(0, 64)}” cannot name a profile: ${rule}.`);
-}
-
-/** Whether a file calls itself a profile; the server reads it with more care when it is used. @param {File} file */
-export async function checkProfile(file) {
-  const refuse = () => new Error(`${file.name} is not an ERTA profile.`);
-  if (file.size > MAX_BYTES) throw new Error(`${file.name} is larger than a profile can be (${MAX_BYTES / 2 ** 20} MB).`);
-  if (file.size < 8) throw refuse();
-  const length = new DataView(await file.slice(0, 8).arrayBuffer()).getBigUint64(0, true);
-  if (length > BigInt(Math.min(MAX_HEADER, file.size - 8))) throw refuse();
-  let header;
-  try {
-    header = JSON.parse(await file.slice(8, 8 + Number(length)).text());
-  } catch {
-    throw refuse();
-  }
-  if (header?.__metadata__?.format !== FORMAT) throw refuse();
+  return String(widgetOf(node, "name")?.value ?? "");
 }
 
 /** @returns {Promise<File | undefined>} */

@@ -240,7 +240,7 @@ def test_self_recorded_is_what_the_pack_records_by_itself(calibration, rig, stor
 
     task = Caching(Settings(2.0), store, lambda report: None, scheduler=rig.config.scheduler)
     rig.sample(rig.only(0, attach(rig.model, task)), rig.profiling[0])
-    ((name, _),) = store.headers()
+    (name,) = store.names()
     by_itself, ours = store.load(name), self_recorded(calibration.profile("output"))
     assert by_itself.measured == ours.measured
     assert len(by_itself.tables) == len(ours.tables) == 1

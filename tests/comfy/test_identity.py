@@ -27,16 +27,22 @@ def identity(comfy: ModuleType) -> ModuleType:
     return identity
 
 
-def described(identity: ModuleType, model: Any) -> Measured:
+def described(identity: ModuleType, model: Any, cfg: object = 3.0) -> Measured:
     """Of a run of 12 steps at guidance 3 that is about to start."""
     import comfy.samplers
 
     from ertacache.comfy_erta.task import Context
 
-    guider, sampler = SimpleNamespace(model_patcher=model, cfg=3.0), comfy.samplers.sampler_object("euler")
+    guider, sampler = SimpleNamespace(model_patcher=model, cfg=cfg), comfy.samplers.sampler_object("euler")
     context = Context(guider, sampler, np.linspace(1.0, 0.0, 13), (1, 16, 2, 4, 4), ())
     measured: Measured = identity.measure_identity(context, "output", "simple")
     return measured
+
+
+@pytest.mark.parametrize("cfg", [float("nan"), float("inf"), -float("inf"), 1e7, 10**400, "3", None, [3.0]])
+def test_a_scale_that_no_profile_keeps_is_none(identity: ModuleType, wan: Any, cfg: object) -> None:
+    """Of another pack's guider: it is no fault of a profile."""
+    assert described(identity, wan, cfg).guidance is None
 
 
 def with_lora(model: Any, strength: float = 0.7, scale: float = 1e-3, key: str = KEY) -> Any:

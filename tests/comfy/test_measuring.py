@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
+import json
+import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -154,13 +158,18 @@ def test_a_perturbed_run_that_goes_elsewhere_measures_nothing_and_says_so(wan, s
     assert torch.equal(latents[2], sample(seed=21))
 
 
+SAMPLING = {"seed": 20, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+
+
+def links(conds):
+    latent = {"samples": torch.zeros(1, 16, 2, 4, 4)}
+    return {"positive": conds[0], "negative": conds[1], "latent_image": latent}
+
+
 def nodes_profile(wan, conds, name="kept", **changed):
     """What ERTA Profile gives out; its latent is 12 steps of seed 20."""
     node = importlib.import_module("ertacache.nodes.profiling").ERTAProfile
-    inputs = {"seed": 20, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    latent = {"samples": torch.zeros(1, 16, 2, 4, 4)}
-    links = {"positive": conds[0], "negative": conds[1], "latent_image": latent}
-    return node.execute(wan, runs=2, name=name, **{**inputs, **links, **changed})
+    return node.execute(wan, **{"runs": 2, "name": name, **SAMPLING, **links(conds), **changed})
 
 
 @pytest.fixture
@@ -205,6 +214,145 @@ def test_the_node_keeps_nothing_of_runs_that_cannot_be_recorded(wan, conds, kept
     with pytest.raises(ProfileIncomplete, match=rf"^0 of 2 runs were measured\. .*{message}"):
         nodes_profile(wan, conds, **changed)
     assert not kept_here.names()
+
+
+@pytest.fixture
+def room_for_three(monkeypatch):
+    """Files that hold three runs of 12 model calls."""
+    from ertacache.erta import profile_file
+
+    sizes = [len(to_bytes(empty(STEPS, runs))) for runs in (1, 2)]
+    monkeypatch.setattr(profile_file, "MAX_BYTES", profile_file.MAX_HEADER + 8 + 3 * (sizes[1] - sizes[0]) + 99)
+
+
+def empty(calls: int, runs: int) -> Profile:
+    from ertacache.erta.profile import Table
+    from ertacache.tests.core.test_store import MEASURED
+
+    square, row = np.zeros((calls, calls)), np.zeros(calls)
+    tables = (Table(run, 0, 1, 1.0, np.linspace(1.0, 0.5, calls), square, square, row, row) for run in range(runs))
+    return Profile(MEASURED, tuple(tables))
+
+
+def test_more_runs_than_a_file_holds_are_refused_before_the_first(wan, conds, kept_here, room_for_three):
+    from ertacache.comfy_erta.measuring import ProfileIncomplete
+
+    model = wan.clone()
+    calls = forwards(model)
+    message = r"^runs is 4, but at 12 model calls a profile holds at most 3\. Set runs to 3, or take fewer steps\.$"
+    with pytest.raises(ProfileIncomplete, match=message):
+        nodes_profile(model, conds, runs=4)
+    assert not calls
+    assert nodes_profile(wan, conds, runs=3).result[0].calls == STEPS
+    assert kept_here.names() == ["kept"]
+
+
+def test_at_blocks_level_they_are_refused_after_the_first(wan, conds, kept_here, room_for_three):
+    """Only then it is known that there are two streams, one for each prompt."""
+    from ertacache.comfy_erta.measuring import ProfileIncomplete
+
+    model = wan.clone()
+    calls = forwards(model)
+    message = r"^runs is 2, but at 12 model calls of 2 streams a profile holds at most 1\. Set runs to 1"
+    with pytest.raises(ProfileIncomplete, match=message):
+        nodes_profile(model, conds, runs=2, level="blocks")
+    assert len(calls) == len(forwards_of_a_run(wan, conds))
+
+
+def forwards_of_a_run(wan, conds) -> list[int]:
+    model = wan.clone()
+    calls = forwards(model)
+    render = importlib.import_module("ertacache.nodes.profiling").render
+    render(model, {**SAMPLING, **links(conds)})
+    return calls
+
+
+def test_where_not_even_one_run_fits_fewer_steps_are_the_remedy():
+    from ertacache.comfy_erta.measuring import ProfileIncomplete, check_fits
+
+    check_fits(1, 1000)
+    with pytest.raises(ProfileIncomplete, match=r"runs is 1, but at 1000 model calls of 2 streams .* 0\. Take fewer"):
+        check_fits(1, 1000, 2)
+
+
+def fail_to_write(store, monkeypatch) -> str:
+    store.user_dir.write_text("a file where the folder should be")
+    return "cannot be kept: File exists .*make it writable"
+
+
+def fail_to_sync(store, monkeypatch) -> str:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    return "cannot be kept: No space left on device; free space there"
+
+
+def fail_to_fit(store, monkeypatch) -> str:
+    """A model whose outputs are beyond what files may hold."""
+    monkeypatch.setattr(importlib.import_module("ertacache.erta.profile_file"), "MAX_FEATURE", 1e-9)
+    return "profile field 'gram'"
+
+
+@pytest.mark.parametrize("fail", [fail_to_write, fail_to_sync, fail_to_fit])
+def test_a_profile_that_cannot_be_kept_is_given_out_with_the_picture_and_a_warning(
+    wan, sample, conds, kept_here, monkeypatch, fail
+):
+    message = fail(kept_here, monkeypatch)
+    output = nodes_profile(wan, conds)
+    found, latent = output.result
+    assert torch.equal(latent["samples"], sample(seed=20))
+    assert found.calls == STEPS and len(found.tables) == 2
+    (content,) = output.ui["erta"]
+    (said,) = [note for note in content["notes"] if note["code"] == "profile_not_kept"]
+    assert said["level"] == "warning" and re.search(message, said["text"])
+    assert said["text"] in output.ui["text"][0]
+    assert (content["digest"] == "") == (fail is fail_to_fit)
+    json.dumps(output.ui, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"runs": 0}, "runs is '0'; it must be a whole number from 1 to 64"),
+        ({"runs": 2.0}, "runs is '2.0'; it must be a whole number from 1 to 64"),
+        ({"runs": None}, "runs is 'None'"),
+        ({"runs": "4"}, "runs is '4'"),
+        ({"seed": None}, "seed is 'None'; it must be a whole number"),
+        ({"steps": "12"}, "steps is '12'; it must be a whole number"),
+        ({"cfg": float("nan")}, "cfg is 'nan'; it must be a number"),
+        ({"cfg": float("inf")}, "cfg is 'inf'; it must be a number"),
+        ({"cfg": 10**400}, "cfg is '1000"),
+        ({"cfg": "3"}, "cfg is '3'; it must be a number"),
+        ({"cfg": [3.0]}, "cfg is"),
+        ({"denoise": float("nan")}, "denoise is 'nan'; it must be a number"),
+        ({"denoise": None}, "denoise is 'None'; it must be a number"),
+        ({"level": "deep"}, "level is 'deep'; it must be one of output, blocks"),
+        ({"level": ["blocks"]}, "level is"),
+        ({"name": 7}, "profile name 7: use 1 to 64"),
+        ({"name": ["a"]}, "profile name"),
+        ({"name": None}, "profile name None"),
+    ],
+)
+def test_a_linked_value_that_is_none_of_its_input_is_refused_before_the_first_render(
+    wan, conds, kept_here, changed, message
+):
+    """ComfyUI checks what is typed, but not what comes by a link, and lets NaN through everywhere."""
+    model = wan.clone()
+    calls = forwards(model)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        nodes_profile(model, conds, **changed)
+    assert not calls
+
+
+def test_a_scale_beyond_what_profiles_keep_is_rendered_and_not_kept(wan, conds, kept_here):
+    """Linked: a widget goes up to 100."""
+    assert nodes_profile(wan, conds, cfg=2e6).result[0].measured.guidance is None
+
+
+def test_the_seed_goes_round_at_its_end(wan, conds, kept_here):
+    """The first run would be rendered in vain where the second has no seed."""
+    assert len(nodes_profile(wan, conds, seed=2**64 - 1).result[0].tables) == 2
 
 
 @pytest.mark.parametrize("stop_at", [3, STEPS + 4], ids=["first run", "perturbed"])

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -147,8 +149,53 @@ def test_every_preset_is_what_its_name_says(comfy_pack):
         assert compute[0] == 0 and max(compute) < steps
         assert sorted(set(compute)) == list(compute)
     assert preset_steps("none") == ((), 0)
-    with pytest.raises(ValueError, match=f"'nonsense' does not ship.*{names[0]}"):
-        preset_steps("nonsense")
+    for value in ("nonsense", 7, None, 1.5, True, ["none"], {"none": 1}):
+        with pytest.raises(ValueError, match=re.escape(f"preset {str(value)!r} does not ship")) as caught:
+            preset_steps(value)
+        assert f"choose one of none, {names[0]}, " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("timesteps", "maybe", "timesteps is 'maybe'; it must be one of auto, on, off"),
+        ("timesteps", None, "timesteps is 'None'"),
+        ("without_profile", "nothing", "without_profile is 'nothing'; it must be one of record, built-in plan"),
+        ("without_profile", ["record"], "without_profile is"),
+        ("plan", 7, "plan is '7'; it must be a text"),
+        ("plan", None, "plan is 'None'"),
+        ("profile", "wan", "profile is 'wan'; it must be connected to ERTA Profile"),
+        ("profile", {"name": "wan"}, "profile is"),
+        ("preset", 7, "preset '7' does not ship"),
+        ("level", "deep", "level is 'deep'"),
+        ("threshold", "0.1", "threshold is '0.1'"),
+        ("threshold", float("nan"), "threshold is 'nan'"),
+        ("protect_start", 1.5, "protect_start is '1.5'"),
+        ("check", "yes", "check is 'yes'"),
+        ("speed", None, "speed is 'None'"),
+        ("mode", 7, "mode is '7'"),
+    ],
+)
+def test_a_value_that_is_none_of_its_input_is_refused_by_name(classes, name, value, message):
+    """By a link or in a prompt of another program; before the model is looked at."""
+    inputs = importlib.import_module("ertacache.nodes.inputs")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        inputs.settings_from(
+            None, inputs.with_defaults({"speed": 2.0, "mode": "paper", "level": "output", name: value})
+        )
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP])
+def test_a_dead_store_does_not_keep_the_nodes_from_loading(classes, monkeypatch, number):
+    def dead(folder):
+        raise OSError(number, os.strerror(number), str(folder))
+
+    monkeypatch.setattr(os, "scandir", dead)
+    for cls in classes.values():
+        assert cls.define_schema().node_id
+    assert classes["ERTALoadProfile"].define_schema().inputs[0].options == ["none"]
+    for name in ("wan", 7, None, ["wan"], 1.5):
+        assert "is not on this machine" in classes["ERTALoadProfile"].validate_inputs(name)
 
 
 @pytest.mark.parametrize(

@@ -130,10 +130,11 @@ def test_first_render_records_and_the_second_is_fast(wan, sample, store):
 
 
 def rotten(profile):
-    """The file of a profile whose header is as good as ever, while every number in its tables is NaN."""
-    data = to_bytes(profile)
-    start = 8 + int.from_bytes(data[:8], "little")
-    return data[:start] + b"\xff" * (len(data) - start)
+    """The file of a profile whose header and sigmas are as good as ever, while every other number in it is NaN."""
+    data, sigmas = to_bytes(profile), profile.sigmas.tobytes()
+    start, place = 8 + int.from_bytes(data[:8], "little"), data.index(sigmas)
+    end = place + len(profile.tables) * len(sigmas)
+    return data[:start] + b"\xff" * (place - start) + data[place:end] + b"\xff" * (len(data) - end)
 
 
 def test_a_stored_profile_with_rotten_tables_is_passed_over(wan, sample, store, recorded):
@@ -141,7 +142,7 @@ def test_a_stored_profile_with_rotten_tables_is_passed_over(wan, sample, store, 
         store.save(name, recorded())
     for name in ("a", "b"):
         (store.user_dir / f"{name}.safetensors").write_bytes(rotten(recorded()))
-    assert [name for name, _ in store.headers()] == ["a", "b", "c"], "by their headers all three fit"
+    assert [entry.name for entry in store.headers()] == ["a", "b", "c"], "at first look all three fit"
     model, reports = cached(wan, store, Settings(speed=2.0))
     sample(model)
     assert codes(reports[0])[:3] == ["profile_unreadable", "profile_unreadable", "profile_found"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -24,6 +25,8 @@ from ertacache.erta.profile_file import (
     digest,
     from_bytes,
     measured_to_json,
+    most_tables,
+    read_head,
     read_header,
     to_bytes,
 )
@@ -437,6 +440,84 @@ def test_header_is_read_without_the_tables() -> None:
     length = int.from_bytes(file.getvalue()[:8], "little")
     read_header(file)
     assert file.tell() == 8 + length
+
+
+class Counting(io.BytesIO):
+    """A file that counts what is read of it."""
+
+    taken = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.taken += len(data)
+        return data
+
+
+def test_the_head_has_the_sigmas_of_the_first_run_and_nothing_else_is_read() -> None:
+    file = Counting(to_bytes(small_profile()))
+    assert read_head(file) == (MEASURED, (1.0, 0.75, 0.5))
+    assert file.taken == 8 + int.from_bytes(file.getvalue()[:8], "little") + 3 * 8
+
+
+def with_sigmas(declared: object = None, **changed: object) -> bytes:
+    """The small profile's file with another declaration of its sigmas."""
+    data = to_bytes(small_profile())
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["sigmas"] = {**header["sigmas"], **changed} if changed else declared
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+BAD_HEADS = {
+    "no sigmas": with_sigmas(None),
+    "a text": with_sigmas("F64"),
+    "another type": with_sigmas(dtype="F32"),
+    "a type that is none": with_sigmas(dtype=["F64"]),
+    "one number for a shape": with_sigmas(shape=6),
+    "three dimensions": with_sigmas(shape=[1, 2, 3]),
+    "no run": with_sigmas(shape=[0, 3], data_offsets=[0, 0]),
+    "one call": with_sigmas(shape=[2, 1], data_offsets=[0, 16]),
+    "too many calls": with_sigmas(shape=[1, 10**9], data_offsets=[0, 8 * 10**9]),
+    "a shape of texts": with_sigmas(shape=["2", "3"]),
+    "a shape of fractions": with_sigmas(shape=[2.0, 3.0]),
+    "a place before the file": with_sigmas(data_offsets=[-48, 0]),
+    "a place behind the file": with_sigmas(data_offsets=[10**6, 10**6 + 48]),
+    "a place beyond any file": with_sigmas(data_offsets=[10**30, 10**30 + 48]),
+    "another length": with_sigmas(data_offsets=[0, 40]),
+    "a file cut off": to_bytes(small_profile())[:-400],
+}
+
+
+@pytest.mark.parametrize("data", BAD_HEADS.values(), ids=BAD_HEADS.keys())
+def test_a_head_is_refused_by_field(data: bytes) -> None:
+    with pytest.raises(ProfileError, match="profile field 'sigmas'"):
+        read_head(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-10, 1e7, np.nan, np.inf])
+def test_sigmas_that_no_run_has_are_refused_in_the_head(value: float) -> None:
+    data = to_bytes(small_profile())
+    place = data.index(np.array([1.0, 0.75, 0.5]).tobytes())
+    with pytest.raises(ProfileError, match="profile field 'sigmas'"):
+        read_head(io.BytesIO(data[:place] + np.float64(value).tobytes() + data[place + 8 :]))
+
+
+@pytest.mark.parametrize("make", [make for make, _ in HOSTILE.values()], ids=HOSTILE.keys())
+def test_a_hostile_head_is_refused_or_a_head(make: Callable[[], bytes]) -> None:
+    with contextlib.suppress(ProfileError):
+        measured, sigmas = read_head(io.BytesIO(make()))
+        assert isinstance(measured, Measured) and all(1e-9 <= sigma <= 1e6 for sigma in sigmas)
+
+
+@pytest.mark.parametrize("calls", [300, 1000])
+def test_as_many_runs_as_a_file_surely_holds_are_kept_and_not_many_more_would_be(calls: int) -> None:
+    features = np.random.default_rng(0).normal(size=(calls, 2)) / 1024
+    one = table_of(features, np.linspace(1.0, 0.1, calls))
+    most = most_tables(calls)
+    assert len(to_bytes(Profile(MEASURED, tuple(replace(one, run=run) for run in range(most))))) <= MAX_BYTES
+    with pytest.raises(ProfileError, match="fewer runs"):
+        to_bytes(Profile(MEASURED, tuple(replace(one, run=run) for run in range(most + 1))))
 
 
 def test_writing_refuses_what_reading_would(monkeypatch: pytest.MonkeyPatch) -> None:

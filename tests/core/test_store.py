@@ -121,7 +121,7 @@ def test_own_profile_hides_the_shipped_one_of_that_name(store: Store) -> None:
     assert store.load("wan").measured.steps == 50
     store.save("wan", profile(steps=20))
     assert store.load("wan").measured.steps == 20
-    assert [(name, measured.steps) for name, measured in store.headers()] == [("flux", 30), ("wan", 20)]
+    assert [(entry.name, entry.measured.steps) for entry in store.headers()] == [("flux", 30), ("wan", 20)]
 
 
 def test_names_leave_out_what_is_no_profile_file(store: Store) -> None:
@@ -139,10 +139,10 @@ def test_unreadable_files_are_skipped_with_one_warning(store: Store, caplog: pyt
     (store.user_dir / "bad.safetensors").write_bytes(b"x")
     (store.user_dir / "worse.safetensors").write_bytes(bytes(MAX_BYTES + 1))
     with caplog.at_level(logging.WARNING, "ertacache"):
-        assert [name for name, _ in store.headers()] == ["good"]
+        assert [entry.name for entry in store.headers()] == ["good"]
     assert len(caplog.records) == 1
-    assert "bad.safetensors: profile field 'header'" in caplog.text
-    assert "worse.safetensors: profile field 'header'" in caplog.text
+    assert "bad.safetensors': profile field 'header'" in caplog.text
+    assert "worse.safetensors': profile field 'header'" in caplog.text
 
 
 def test_load_error_names_the_file(store: Store) -> None:

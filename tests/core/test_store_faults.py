@@ -3,6 +3,7 @@ nothing old is lost, and what is left behind is not listed and goes away."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -12,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from ertacache.comfy_erta.store import Store, StoreError
+from ertacache.comfy_erta.store import NameTaken, NotStored, Store, StoreError
+from ertacache.erta.profile import ProfileError
 from ertacache.erta.profile_file import to_bytes
 from ertacache.tests.core.test_store import profile
 
@@ -70,7 +73,7 @@ def check_whole(store: Store) -> None:
     """One of the two profiles, complete, and nothing else that is listed."""
     assert store.names() == ["wan"]
     assert store.load("wan").measured.steps in (2, 3)
-    assert [name for name, _ in store.headers()] == ["wan"]
+    assert [entry.name for entry in store.headers()] == ["wan"]
 
 
 # Full disks
@@ -205,6 +208,285 @@ def test_what_is_no_file_is_not_opened(store: Store, make: Callable[[Path], None
     assert store.names() == ["wan"]
     with pytest.raises(StoreError, match="no profile is called 'odd'"):
         store.load("odd")
+
+
+# Whatever the system says of a folder or a file: the store goes on with the rest
+
+
+NUMBERS = [errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENOTCONN, errno.EMFILE, errno.ENOTDIR]
+
+
+class Broken:
+    """Makes the system refuse one kind of call for one folder and what is in it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path, number: int):
+        self.patch, self.folder, self.number = patch, str(folder), number
+        self.scandir = os.scandir
+
+    def refuse(self, path: object) -> None:
+        if str(path).startswith(self.folder):
+            raise OSError(self.number, os.strerror(self.number), str(path))
+
+    def method(self, owner: object, name: str) -> None:
+        really = getattr(owner, name)
+
+        def refused(path: object, *arguments: object, **named: object) -> object:
+            self.refuse(path)
+            return really(path, *arguments, **named)
+
+        self.patch.setattr(owner, name, refused)
+
+    def entries(self) -> None:
+        """Each entry of the folder is there, and no more is known about it."""
+
+        class Entry:
+            def __init__(entry, real: os.DirEntry[str]):
+                entry.name, entry.path, entry.real = real.name, real.path, real
+
+            def stat(entry, **options: bool) -> os.stat_result:
+                self.refuse(entry.path)
+                return entry.real.stat(**options)
+
+        @contextlib.contextmanager
+        def scandir(folder: object) -> Iterator[Iterator[Entry]]:
+            with self.scandir(str(folder)) as found:
+                yield map(Entry, found)
+
+        self.patch.setattr(os, "scandir", scandir)
+
+    def reading(self) -> None:
+        really = Path.open
+
+        def opened(path: Path, mode: str = "r") -> object:
+            file = really(path, mode)
+            if "r" in mode and str(path).startswith(self.folder):
+                file.close()
+                file = mock.MagicMock()
+                file.__enter__.return_value.read.side_effect = OSError(self.number, os.strerror(self.number))
+            return file
+
+        self.patch.setattr(Path, "open", opened)
+
+
+BREAK: dict[str, Callable[[Broken], None]] = {
+    "listing": lambda broken: broken.method(os, "scandir"),
+    "asking about": lambda broken: broken.entries(),
+    "opening": lambda broken: broken.method(Path, "open"),
+    "reading": lambda broken: broken.reading(),
+    "making": lambda broken: broken.method(Path, "mkdir"),
+    "looking at": lambda broken: broken.method(Path, "lstat"),
+    "resolving": lambda broken: broken.method(Path, "resolve"),
+}
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Store:
+    """A store of two folders with a profile in each."""
+    mine, shipped = Store(tmp_path / "mine"), Store(tmp_path / "shipped")
+    mine.save("mine", profile(steps=2))
+    shipped.save("shipped", profile(steps=3))
+    return Store(mine.user_dir, (shipped.user_dir,))
+
+
+def use_all(store: Store) -> set[str]:
+    """Everything that is asked of a store; names of what could be loaded. Only our own errors, and those where due."""
+    names = store.names()
+    assert {entry.name for entry in store.headers()} <= set(names)
+    assert len(store.shown_names()) < 2000
+    store.unique_name("new")
+    loaded = set()
+    for name in ("mine", "shipped", "new"):
+        with contextlib.suppress(StoreError):
+            assert store.load(name).measured.steps in (2, 3)
+            loaded.add(name)
+    for change in (
+        lambda: store.save("new", profile()),
+        lambda: store.save("newer", profile(), replace=False),
+        lambda: store.rename("new", "renamed"),
+        lambda: store.delete("renamed"),
+    ):
+        with contextlib.suppress(StoreError):
+            change()
+    assert loaded <= set(names)
+    return loaded
+
+
+@pytest.mark.parametrize("where", ["mine", "shipped"])
+@pytest.mark.parametrize("kind", BREAK)
+@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+def test_a_folder_that_the_system_does_not_give_out_stops_nothing(
+    both: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str, kind: str, number: int
+) -> None:
+    (other,) = {"mine", "shipped"} - {where}
+    with monkeypatch.context() as patch:
+        BREAK[kind](Broken(patch, both.user_dir.parent / where, number))
+        for _ in range(3):
+            assert other in use_all(both)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == len(set(told)) <= 4 and all(len(one) < 2000 for one in told), told
+    if kind in ("listing", "asking about", "opening", "reading"):
+        assert any(where in one and os.strerror(number) in one for one in told), told
+    assert {"mine", "shipped"} <= use_all(both), "it has come back"
+
+
+def nothing(path: Path) -> None:
+    """No such folder."""
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+FOLDERS: dict[str, Callable[[Path], object]] = {
+    "missing": nothing,
+    "a file": lambda path: path.write_text("mine"),
+    "a link to nowhere": lambda path: path.symlink_to(path.with_name("nowhere")),
+    "a link to itself": loop,
+    "a pipe": lambda path: os.mkfifo(path),
+    "a folder of folders": lambda path: (path / "mine.safetensors").mkdir(parents=True),
+    "a folder of pipes": lambda path: path.mkdir() or os.mkfifo(path / "mine.safetensors"),
+    "a folder of loops": lambda path: path.mkdir() or loop(path / "mine.safetensors"),
+    "a folder of links to nowhere": lambda path: path.mkdir() or (path / "mine.safetensors").symlink_to(path / "no"),
+    "an empty file in it": lambda path: path.mkdir() or (path / "mine.safetensors").touch(),
+}
+
+
+@pytest.mark.parametrize("make", FOLDERS.values(), ids=FOLDERS.keys())
+def test_whatever_is_in_the_folders_place_or_in_it_stops_nothing(
+    both: Store, tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    odd = tmp_path / "odd"
+    make(odd)
+    for store in (Store(odd, both.shipped_dirs), Store(both.shipped_dirs[0], (odd,))):
+        with contextlib.suppress(ProfileError):  # of the empty file
+            assert "shipped" in use_all(store)
+        assert [entry.name for entry in store.headers()] == [name for name in store.names() if name != "mine"]
+
+
+def test_a_folder_without_rights_stops_nothing(
+    both: Store, tmp_path: Path, start: Callable[[str], subprocess.Popen[bytes]]
+) -> None:
+    """In a process that is not root, whom the system would let through."""
+    closed = tmp_path / "store" / "closed"
+    both.user_dir.rename(closed)
+    try:
+        for mode in (0o000, 0o444, 0o311):
+            closed.chmod(mode)
+            process = start("""
+os.chdir(store.user_dir)
+store = Store(Path("closed"), (Path("."),))
+if os.getuid() == 0:
+    os.setuid(65534)
+print(store.names(), [entry.name for entry in store.headers()], store.load("wan").measured.steps)
+""")
+            printed, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
+            assert printed == b"['wan'] ['wan'] 2\n", (oct(mode), printed)
+            assert b"Permission denied" in errors, "said in the log"
+    finally:
+        closed.chmod(0o755)
+
+
+# Work and words stay small
+
+
+def many(folder: Path, count: int, data: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        (folder / f"{n:05}-{'x' * 50}.safetensors").write_bytes(data)
+
+
+def test_an_unchanged_file_is_opened_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    really = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r": opened.append(path.name) or really(path, mode))
+    many(store.user_dir, 30, to_bytes(profile(steps=2)))
+    (store.user_dir / "bad.safetensors").write_bytes(b"x")
+    opened.clear()
+    first = store.headers()
+    assert len(first) == 31 and len(opened) == 32
+    opened.clear()
+    assert store.headers() == first and opened == []
+    store.save("wan", profile(steps=3))
+    opened.clear()
+    (entry,) = [entry for entry in store.headers() if entry.name == "wan"]
+    assert entry.measured.steps == 3 and entry.sigmas == (1.0, 0.5)
+    assert opened == ["wan.safetensors"]
+
+
+def test_a_first_look_reads_no_table(store: Store) -> None:
+    path = store.user_dir / "wan.safetensors"
+    path.write_bytes(path.read_bytes()[:-24] + bytes(24))
+    assert [entry.name for entry in store.headers()] == ["wan"]
+
+
+def test_another_file_of_the_same_time_and_size_is_looked_at_again(store: Store) -> None:
+    """As one that is copied there with its time, or on a file system that counts in seconds."""
+    for steps in (3, 4, 5, 6):
+        time.sleep(0.01)
+        store.save("wan", profile(steps=steps))
+        os.utime(store.user_dir / "wan.safetensors", (1, 1))
+        (entry,) = store.headers()
+        assert entry.measured.steps == steps
+
+
+def test_messages_name_some_profiles_and_how_many_more_there_are(store: Store) -> None:
+    many(store.user_dir, 200, b"x")
+    with pytest.raises(StoreError, match=r"no profile is called 'x'.*\(00000-x+, 00001-.* and 191 more\)") as caught:
+        store.load("x")
+    assert len(str(caught.value)) < 2000
+
+
+def test_each_broken_file_is_said_once_and_no_line_is_long(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    many(store.user_dir, 300, b"\xff" * 100)
+    for _ in range(3):
+        assert [entry.name for entry in store.headers()] == ["wan"]
+    (first,) = caplog.records
+    assert len(first.getMessage()) < 2000 and "and 290 more" in first.getMessage()
+    caplog.clear()
+    (store.user_dir / "other.safetensors").write_bytes(b"x")
+    store.headers()
+    (second,) = caplog.records
+    assert "other.safetensors" in second.getMessage() and "0000" not in second.getMessage()
+
+
+# Names that are taken
+
+
+def test_what_is_there_is_replaced_only_when_asked_to(store: Store) -> None:
+    """Names that differ by case alone are one file on some systems."""
+    store.save("Flux", profile(steps=2))
+    for name in ("wan", "WAN", "Flux", "flux"):
+        with pytest.raises(NameTaken, match="already"):
+            store.save(name, profile(steps=3), replace=False)
+    assert store.load("wan").measured.steps == 2
+    store.save("new", profile(steps=3), replace=False)
+    assert store.load("new").measured.steps == 3
+
+
+def test_a_profile_is_renamed_but_not_over_another(store: Store) -> None:
+    store.save("flux", profile(steps=3))
+    (store.user_dir / "linked.safetensors").symlink_to(store.user_dir / "flux.safetensors")
+    for name in ("flux", "Flux", "linked"):
+        with pytest.raises(NameTaken, match="already"):
+            store.rename("wan", name)
+    store.rename("wan", "WAN")
+    assert store.names() == ["WAN", "flux"]
+    store.delete("WAN")
+    assert store.names() == ["flux"]
+
+
+def test_only_the_users_own_profiles_are_renamed_and_deleted(both: Store) -> None:
+    (both.user_dir / "linked.safetensors").symlink_to(both.user_dir / "mine.safetensors")
+    for name in ("shipped", "nothing", "linked"):
+        for change in (both.delete, lambda name: both.rename(name, "new")):
+            with pytest.raises(NotStored, match=repr(name)):
+                change(name)
+    for name in ("../shipped/shipped", "", ".."):
+        for change in (both.delete, lambda name: both.rename(name, "new"), lambda name: both.rename("mine", name)):
+            with pytest.raises(StoreError, match="profile name"):
+                change(name)
+    assert both.names() == ["mine", "shipped"]
 
 
 # Several servers

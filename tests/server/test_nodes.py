@@ -263,7 +263,7 @@ def test_cancelling_a_profile_keeps_nothing(bench: Bench):
             bench.server.client.interrupt()
 
     with pytest.raises(WorkflowInterrupted):
-        bench.run(hear=cancel, profile=profiling("cancelled", steps=500, runs=8))
+        bench.run(hear=cancel, profile=profiling("cancelled", steps=500, runs=4))
     assert bench.files() == before
 
 
@@ -402,6 +402,24 @@ def test_impossible_settings_are_refused_in_words(bench: Bench, profiled: dict[s
         bench.run(sampler=cached(preset="renamed"), save=save())
     with pytest.raises(WorkflowError, match="speed"):
         bench.run(sampler=cached(float("nan")), save=save())
+    for value in (7, None, {"a": 1}):
+        with pytest.raises(WorkflowError, match=r"preset .* does not ship with this version; choose one of"):
+            bench.run(sampler=cached(preset=value), save=save())
+        with pytest.raises(PromptError, match=r"profile .* is not on this machine\. Stored profiles: .*mine"):
+            bench.run(profile=node("ERTALoadProfile", name=value), sampler=cached(profile=["profile", 0]), save=save())
+    for graph in ({"sampler": cached(cfg=float("nan")), "save": save()}, {"profile": profiling("x", cfg=float("nan"))}):
+        with pytest.raises(WorkflowError, match=r"cfg is 'nan'; it must be a number"):
+            bench.run(**graph)
+    with pytest.raises(WorkflowError, match="profile is 'mine'; it must be connected to ERTA Profile"):
+        bench.run(sampler=cached(profile="mine"), save=save())
+
+
+def test_runs_that_fit_no_file_are_refused_before_they_are_rendered(bench: Bench):
+    with pytest.raises(
+        WorkflowError, match=r"runs is 16, but at 300 model calls a profile holds at most 15\. Set runs"
+    ):
+        bench.run(profile=profiling("large", steps=300, runs=16))
+    assert not bench.heard("progress")
 
 
 def as_drawn(kind: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from ertacache.demo.server import ComfyServer
+from ertacache.erta.profile_file import MAX_BYTES
 
 PROFILE = "for-the-browser"
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,18 +276,26 @@ def test_profiles_are_exported_imported_renamed_and_deleted(
     assert exported.read_bytes() == (folder / f"{PROFILE}.safetensors").read_bytes()
 
     pick(tab, {"name": "wrong.safetensors", "mimeType": "", "buffer": header({"format": "pt"})})
-    page.get_by_text("wrong.safetensors is not an ERTA profile.").first.wait_for()
+    page.get_by_text("choose a profile file, this is another kind of safetensors").first.wait_for()
     assert not (folder / "wrong.safetensors").exists()
+    pick(tab, {"name": "large.safetensors", "mimeType": "", "buffer": bytes(MAX_BYTES + 1)})
+    page.get_by_text("large.safetensors is larger than a profile can be (8 MB).").first.wait_for()
     pick(tab, str(exported))
-    page.get_by_text(f"Profile imported-{tab.vue} is ready.").first.wait_for()
+    ready = page.get_by_text(f"Profile imported-{tab.vue} is ready.")
+    ready.first.wait_for()
     assert tab.value("name", "ERTALoadProfile") == f"imported-{tab.vue}"
+    assert (folder / exported.name).read_bytes() == exported.read_bytes()
+    (folder / exported.name).write_bytes(b"another")
+    pick(tab, str(exported))
+    page.get_by_role("dialog").get_by_role("button", name="Overwrite").click()
+    ready.nth(1).wait_for()
     assert (folder / exported.name).read_bytes() == exported.read_bytes()
 
     press(tab, "Rename…")
     box = page.get_by_role("dialog").locator("input")
     box.fill("a name/with folders")
     box.press("Enter")
-    page.get_by_text("cannot name a profile").first.wait_for()
+    page.get_by_text("profile name 'a name/with folders': use 1 to 64").first.wait_for()
     press(tab, "Rename…")
     box.fill(f"renamed-{tab.vue}")
     box.press("Enter")
@@ -297,6 +307,9 @@ def test_profiles_are_exported_imported_renamed_and_deleted(
     page.get_by_text(f"Profile renamed-{tab.vue} is gone.").first.wait_for()
     assert not (folder / f"renamed-{tab.vue}.safetensors").exists()
     assert tab.value("name", "ERTALoadProfile") == PROFILE
+    # A browser notes every refusal: a wrong file, a name that is taken, a name that is none.
+    assert [re.findall(r"status of (\d+)", complaint) for complaint in tab.complaints] == [["400"], ["409"], ["400"]]
+    tab.complaints.clear()
 
 
 def press(tab: Any, name: str) -> None:
@@ -345,16 +358,6 @@ def test_a_speed_that_changes_the_picture_is_said_before_the_render_with_one_tha
     assert words(6, curve).endswith("error above 40% · another picture; 2x keeps it, with 9%")
     assert "another" not in words(2, curve)
     assert words(2, lost).endswith(" · another picture, at every speed")
-
-
-@pytest.mark.parametrize("name", ["../x", "", ".x", "x.", "CON", "nul.txt", "x" * 65, "a b", "é", "a/b", "name\n"])
-def test_a_hostile_name_is_refused_by_the_browser(ready: Any, name: str):
-    code = """async (name) => {
-      const { checkedName } = await import('/extensions/ertacache/profiles.js');
-      try { return checkedName(name); } catch { return null; }
-    }"""
-    assert ready.evaluate(code, name) is None
-    assert ready.evaluate(code, "Good-name_1.5") == "Good-name_1.5"
 
 
 @pytest.fixture(scope="module")
