@@ -165,7 +165,8 @@ class Caching:
         if others:
             return None, (note("carried_other", differs=", ".join(others)),)
         fit = Fit(list(plan.coefficients), list(plan.offsets), list(plan.corrections), [])
-        if problem.amplifies(plan.compute, fit, self.settings.method(True, False)[0]):
+        error, plain = problem.prior_error(plan.compute, fit), self.settings.method(True, False)[0]
+        if problem.amplifies(error, plan.compute, plain):
             return None, (note("carried_refused", reason="errors would grow in it. Clear the plan field"),)
         return plan, (note("carried"),)
 

@@ -149,15 +149,16 @@ class Problem:
             return float(fit.squares[0]) / (1.0 - PRIOR_SHARE)  # followed already, with the same error response
         return float(self.pooled.follow(compute, fit).squares[0])
 
-    def amplifies(self, compute: Schedule, fit: Fit, plain: type[Predictor]) -> bool:
-        """Whether errors grow in a plan: to more than AMPLIFIED times what the same calls leave by the prior where they
-        are held, or follow the whole line if that is asked for (``plain``), uncorrected.
+    def prior_error(self, compute: Schedule, fit: Fit) -> float:
+        """The error of a plan by the prior. Offsets are in root mean squares of a feature, as a Plan has them."""
+        return float(self.prior.follow(compute, fit).squares[0] ** 0.5)
 
-        Offsets are in root mean squares of a feature, as a Plan has them.
+    def amplifies(self, prior_error: float, compute: Schedule, plain: type[Predictor]) -> bool:
+        """Whether errors grow in a plan of so much `prior_error`: more than AMPLIFIED times what the same calls leave
+        by the prior where they are held, or follow the whole line if that is asked for (``plain``), uncorrected.
         """
         simple = self.prior.fit(compute, Line if plain is Line else Hold, False)
-        ours, theirs = (float(found.squares[0]) for found in (self.prior.follow(compute, fit), simple))
-        return not ours <= AMPLIFIED**2 * theirs + 1e-12
+        return not prior_error <= AMPLIFIED * float(simple.squares[0] ** 0.5) + 1e-6
 
     @cached_property
     def pooled(self) -> Simulation:

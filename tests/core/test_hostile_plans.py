@@ -243,7 +243,8 @@ def test_a_plan_in_which_errors_grow_is_told_from_one_that_this_pack_makes(setti
 
     def amplifies(corrections: Sequence[float]) -> bool:
         fit = Fit(list(plan.coefficients), list(plan.offsets), list(corrections), [])
-        return problem.amplifies(plan.compute, fit, settings.method(False, False)[0])
+        error = problem.prior_error(plan.compute, fit)
+        return problem.amplifies(error, plan.compute, settings.method(False, False)[0])
 
     assert not amplifies(plan.corrections)
     assert amplifies([size * one for one in most])

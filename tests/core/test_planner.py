@@ -43,7 +43,7 @@ from ertacache.erta.resampling import resampled
 from ertacache.erta.response import ImpulseResponse, UnknownResponse, probe
 from ertacache.erta.schedules import Schedule, budget, even, histories, longest_interval, possible_intervals
 from ertacache.erta.settings import DECLARED, Settings
-from ertacache.erta.simulation import ErrorResponse, Simulation
+from ertacache.erta.simulation import ErrorResponse, Fit, Simulation
 from ertacache.tests.core.made import flow
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
@@ -883,6 +883,17 @@ def test_what_is_predicted_to_be_lost_is_computed_in_full_and_that_is_said() -> 
     assert plan_from_json(plan_to_json(plan)) == plan
     curve = error_curve(Problem(SCHEDULE, euler_response, profile), Settings())
     assert min(point.median for point in curve) == pytest.approx(1.0)
+
+
+def test_features_that_never_change_promise_no_perfect_run() -> None:
+    still = trajectory(0)(SCHEDULE[:-1])[:1].repeat(24, axis=0)
+    recorder = Recorder(SCHEDULE[:-1])
+    for i, feature in enumerate(still):
+        recorder.observe(i, "guided", torch.from_numpy(feature))
+    plan = plan_for(Settings(2.0), Profile(MEASURED, recorder.tables(0, RMS)))
+    problem = Problem(SCHEDULE, euler_response, None)
+    fit = Fit(list(plan.coefficients), list(plan.offsets), list(plan.corrections), [])
+    assert plan.predicted_error[0] == pytest.approx(0.001 * problem.prior_error(plan.compute, fit), rel=1e-3)
 
 
 def test_a_latent_larger_than_its_run_can_make_it_lowers_no_error() -> None:
