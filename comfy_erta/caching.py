@@ -81,7 +81,7 @@ class Caching:
             if profile is None and self.without_profile == RECORD and not self.settings.preset:
                 return self._record(context, notes)
         plan = carried or self._made_plan(problem, here)
-        notes += () if carried or problem.profile or problem.calls < MIN_CALLS else (note("built_in"),)
+        notes += () if carried or problem.calls < MIN_CALLS or problem.profile else (note("built_in"),)
         notes += preset_remarks(self.settings.preset, self.settings.preset_steps, here)
         return self._follow(problem, plan, notes + plan.notes, here)
 

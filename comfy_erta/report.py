@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..erta.candidate import Point
 from ..erta.notes import Note
-from ..erta.planner import Point
 
 
 @dataclass(frozen=True)

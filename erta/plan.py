@@ -13,9 +13,8 @@ from .predictors import History, line
 from .schedules import Schedule, histories
 from .settings import Settings
 
-# A residual as long as twice this share of the feature is larger than the feature itself: the prediction is worse than
-# none, whatever was recorded.
-MOST_RESIDUAL = 0.5
+# A residual of twice so many times the feature's length is no prediction, whatever was recorded.
+MOST_RESIDUAL = 4.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def slopes_of(
     found, places = [0.0] * len(compute), np.asarray(sigmas)
     for i, history in predicted_calls(compute, resets):
         whole = line(places, history, i, 1.0).coefficients
-        if len(whole) == 2 and len(weights[i]) == 2:
+        if len(whole) == 2 == len(weights[i]) and whole[1]:
             found[i] = float(f"{weights[i][1] / whole[1]:.6g}")
     return tuple(found)
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..comfy_erta.report import Report
+from ..erta.candidate import Point
 from ..erta.notes import Note, note
-from ..erta.planner import Point, distances, error_curve, euler_response
+from ..erta.planner import distances, error_curve, euler_response
 from ..erta.problem import Problem
 from ..erta.profile import Profile, ProfileError
 from ..erta.profile_file import digest

@@ -194,8 +194,9 @@ def test_a_dead_store_does_not_keep_the_nodes_from_loading(classes, monkeypatch,
     for cls in classes.values():
         assert cls.define_schema().node_id
     assert classes["ERTALoadProfile"].define_schema().inputs[0].options == ["none"]
-    for name in ("wan", 7, None, ["wan"], 1.5):
-        assert "is not on this machine" in classes["ERTALoadProfile"].validate_inputs(name)
+    assert classes["ERTALoadProfile"].validate_inputs("wan") is True, "the run says that it is missing"
+    for name in (7, None, ["wan"], 1.5, "../wan", ""):
+        assert f"profile name {name!r}" in classes["ERTALoadProfile"].validate_inputs(name)
 
 
 @pytest.mark.parametrize(

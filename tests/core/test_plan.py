@@ -229,7 +229,7 @@ REFUSED = {
     "a limit at the start": (with_item("residual_limits", 0, 0.1), "call 0"),
     "a limit of a reused call": (with_item("residual_limits", REUSED, 0.1), f"call {REUSED}"),
     "the check switched off behind the settings' back": (with_item("residual_limits", CHECKED, 0.0), f"call {CHECKED}"),
-    "a limit larger than a feature": (with_item("residual_limits", CHECKED, 0.6), "outside 0 to 0.5"),
+    "a limit of many features": (with_item("residual_limits", CHECKED, 4.1), "outside 0 to 4"),
     "a correction of a reused call": (with_item("corrections", REUSED, 0.1), f"call {REUSED}"),
     "nominal sigmas that rise": (with_item("nominal", 3, 0.999), "nominal: must fall"),
     "nominal sigmas that stand": (with_item("nominal", 3, CONTENT["nominal"][2]), "nominal: must fall"),
