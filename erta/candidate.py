@@ -109,10 +109,11 @@ class Filled:
 
     @property
     def loss(self) -> float:
-        """The median predicted error; by the prior where nothing was measured."""
-        problem = self.way.problem
-        errors = saturated(self.fit.squares) if problem.profile is None else self.errors
-        return float(np.median(errors))
+        """The median predicted error, by the prior where nothing was measured; as it is before `calibrated`, if that is
+        less: one perturbed run says little about a far larger error."""
+        if self.way.problem.profile is None:
+            return float(saturated(self.fit.squares)[0])
+        return float(min(np.median(self.errors), np.median(self.predicted.squares) ** 0.5))
 
     @property
     def safe(self) -> bool:
