@@ -12,7 +12,7 @@ from ..erta.joining import joined
 from ..erta.notes import Note, note
 from ..erta.plan import Plan
 from ..erta.plan_file import PlanError, plan_from_json
-from ..erta.planner import MIN_CALLS, error_curve, solve
+from ..erta.planner import MIN_CALLS, MOST_PLANNED, error_curve, solve
 from ..erta.problem import Problem, coverage
 from ..erta.profile import Measured, Profile, ProfileError, Table
 from ..erta.profile_file import digest
@@ -75,7 +75,7 @@ class Caching:
         problem = Problem(context.schedule, context.respond, profile, context.edges, context.latent_shape)
         carried, more = self._carried_plan(problem, here)
         notes += more
-        if carried is None and profile is None and problem.calls >= MIN_CALLS:
+        if carried is None and profile is None and MIN_CALLS <= problem.calls <= MOST_PLANNED:
             profile, more = self._stored_profile(here, problem.response.sigmas)
             problem, notes = replace(problem, source=profile), notes + more
             if profile is None and self.without_profile == RECORD and not self.settings.preset:
@@ -155,7 +155,7 @@ class Caching:
 
     def _carried_plan(self, problem: Problem, here: Measured) -> tuple[Plan | None, tuple[Note, ...]]:
         """The workflow's plan if it was made for just this run, and from the connected profile if there is one."""
-        if not self.carried.strip():
+        if not self.carried.strip() or problem.calls > MOST_PLANNED:
             return None, ()
         try:
             plan = plan_from_json(self.carried)

@@ -135,10 +135,12 @@ def test_two_stages_of_one_model_each_find_their_part_and_a_whole_run_joins_them
     assert len(store.names()) == 2, "nothing is recorded that is there in parts"
 
 
-def test_nothing_is_recorded_or_promised_that_can_never_be_used(model: Any, store: Any) -> None:
+@pytest.mark.parametrize(("steps", "why"), [(4, "too_few_calls"), (210, "search_too_long")])
+def test_nothing_is_recorded_or_promised_that_can_never_be_used(model: Any, store: Any, steps: int, why: str) -> None:
     patched, reports = cached(model, store)
-    render(patched, steps=4)
-    assert codes(reports[-1]) == ["too_few_calls"] and store.names() == []
+    render(patched, steps=steps)
+    assert why in codes(reports[-1]) and "recorded" not in codes(reports[-1]) and store.names() == []
+    assert (reports[-1].reused > 0) == (steps > 200)
 
 
 @pytest.mark.parametrize("without", [RECORD, BUILT_IN])
