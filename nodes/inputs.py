@@ -11,7 +11,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..comfy_erta.blocks import known_blocks
-from ..comfy_erta.caching import BUILT_IN, RECORD
+from ..comfy_erta.caching import BUILT_IN, RECORD, Missing
 from ..comfy_erta.presets import preset_names, preset_steps
 from ..erta.profile import Profile
 from ..erta.settings import AUTO, BLOCKS, DECLARED, OUTPUT, PAPER, Settings, require
@@ -148,7 +148,7 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         require(filled[name] in options, name, filled[name], f"one of {', '.join(options)}")
     require(isinstance(filled["plan"], str), "plan", filled["plan"], "a text: a plan, or empty")
     profile = filled.get("profile")
-    require(isinstance(profile, Profile | None), "profile", profile, "connected to ERTA Profile or Load ERTA Profile")
+    require(isinstance(profile, Profile | Missing | None), "profile", profile, "connected to ERTA Profile or Load ERTA Profile")
     return filled
 
 

@@ -67,7 +67,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
 
 FAILING: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (WorkflowError, "does not ship", {"sampler": cached(preset="renamed")}),
-    (PromptError, "not on this machine", {"sampler": cached(**LINK), "profile": node("ERTALoadProfile", name="../x")}),
+    (PromptError, "profile name", {"sampler": cached(**LINK), "profile": node("ERTALoadProfile", name="../x")}),
     (WorkflowError, "no ERTA Cache", {"sampler": custom("moved", "model"), **CUSTOM, "patch": full()}),
     (WorkflowError, "profile name", {"sampler": full(), "text": node("PrimitiveString", value=".."), "p": {}}),
 ]
