@@ -148,7 +148,8 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         require(filled[name] in options, name, filled[name], f"one of {', '.join(options)}")
     require(isinstance(filled["plan"], str), "plan", filled["plan"], "a text: a plan, or empty")
     profile = filled.get("profile")
-    require(isinstance(profile, Profile | Missing | None), "profile", profile, "connected to ERTA Profile or Load ERTA Profile")
+    measured = isinstance(profile, Profile | Missing | None)
+    require(measured, "profile", profile, "connected to ERTA Profile or Load ERTA Profile")
     return filled
 
 
