@@ -10,7 +10,7 @@ import numpy as np
 from . import schedules
 from .plan import MOST_RESIDUAL, Plan, drawn, predicted_calls, rounded, slopes_of
 from .predictors import Affine, FittedLine, Hold, Predictor
-from .problem import Problem, saturated
+from .problem import Problem
 from .schedules import Schedule
 from .settings import Settings
 from .simulation import Fit
@@ -109,10 +109,10 @@ class Filled:
 
     @property
     def loss(self) -> float:
-        """The median predicted error, by the prior where nothing was measured; as it is before `calibrated`, if that is
-        less: one perturbed run says little about a far larger error."""
+        """The median predicted error, as it is before `calibrated` if that is less: one perturbed run says little about
+        a far larger error. 0 where nothing was measured: the prior has no size."""
         if self.way.problem.profile is None:
-            return float(saturated(self.fit.squares)[0])
+            return 0.0
         return float(min(np.median(self.errors), np.median(self.predicted.squares) ** 0.5))
 
     @property

@@ -76,11 +76,10 @@ class Settings:
         fits = fits and all(type(step) is int and 0 <= step < self.preset_steps for step in self.preset)
         require(fits, "preset", self.preset, "whole numbers below preset_steps")
 
-    def method(self, measured: bool, stochastic: bool) -> tuple[type[Predictor], bool]:
+    def method(self, measured: bool, noisy: bool) -> tuple[type[Predictor], bool]:
         """(predictor, whether errors are corrected) for a run with or without a profile.
 
-        stochastic: the sampler adds fresh noise. It bends the trajectory at random, and only a profile knows how much
-        of a line is left there.
+        noisy: the sampler's fresh noise bends the trajectory so that a line has nothing to go by.
         """
         # At blocks level the sampler does not know what would have been predicted at a computed call.
         corrector = self.corrector and self.planned and self.level == OUTPUT
@@ -89,7 +88,7 @@ class Settings:
             return (Hold if chosen.needs_profile and not measured else chosen), corrector
         if not self.planned:
             return (Affine if measured else Hold), False
-        return (FittedLine if measured or not stochastic else Hold), corrector
+        return (Hold if noisy else FittedLine), corrector
 
     @property
     def computes_all(self) -> bool:

@@ -127,10 +127,10 @@ def test_settings_refuse_a_value_and_name_the_field(field: str, value: object) -
 
 
 CHOICES = [
-    # settings, measured, stochastic, (predictor, whether skipped intervals are corrected)
+    # settings, measured, noisy, (predictor, whether skipped intervals are corrected)
     (Settings(), True, False, ("fitted", True)),
     (Settings(), False, False, ("fitted", True)),
-    (Settings(), True, True, ("fitted", True)),
+    (Settings(), True, True, ("hold", True)),
     (Settings(), False, True, ("hold", True)),
     (Settings(corrector=False), True, False, ("fitted", False)),
     (Settings(level="blocks"), True, False, ("fitted", False)),
@@ -145,11 +145,11 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "measured", "stochastic", "expected"), CHOICES)
+@pytest.mark.parametrize(("settings", "measured", "noisy", "expected"), CHOICES)
 def test_settings_choose_predictor_and_corrector_by_mode_level_profile_and_sampler(
-    settings: Settings, measured: bool, stochastic: bool, expected: tuple[str, bool]
+    settings: Settings, measured: bool, noisy: bool, expected: tuple[str, bool]
 ) -> None:
-    predictor, corrector = settings.method(measured, stochastic)
+    predictor, corrector = settings.method(measured, noisy)
     assert (predictor, corrector) == (PREDICTORS[expected[0]], expected[1])
 
 

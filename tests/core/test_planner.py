@@ -264,6 +264,14 @@ def test_fitted_slope_is_the_line_on_smooth_features_and_holds_on_noise() -> Non
 # Nothing measured
 
 
+def test_a_stochastic_multistep_method_is_held_with_a_profile_too() -> None:
+    def noisy(schedule: np.ndarray) -> ImpulseResponse:
+        return replace(multistep(schedule), stochastic=True)
+
+    for respond, held in ((noisy, True), (multistep, False), (stochastic_euler, False)):
+        assert (terms(solve(Problem(SCHEDULE, respond, PROFILE), Settings(2.0))) == {1}) == held
+
+
 def test_without_a_profile_a_stochastic_sampler_is_held_and_any_other_gets_the_line() -> None:
     for respond, expected in [
         (stochastic_euler, {1}),

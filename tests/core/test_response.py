@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,9 @@ def test_what_takes_back_part_of_a_step_is_a_multistep_method() -> None:
     assert not probe(euler).multistep
     assert not probe(heun).multistep, "its trial latent is one of every two"
     assert not euler_response(np.array([1.0, 0.5, 0.0])).multistep, "two calls show nothing"
+    drowned = euler_response(np.linspace(1.0, 0.0, 11))
+    falling = drowned.matrix * 0.8 ** np.maximum(np.arange(11) - np.arange(10)[:, None], 0)
+    assert not replace(drowned, matrix=falling, stochastic=True).multistep, "fresh noise takes nothing back"
 
 
 def test_sampler_that_steps_in_place_has_the_same_impulse_response() -> None:
