@@ -45,7 +45,7 @@ def _send(event: str, content: dict[str, Any]) -> None:
     from server import PromptServer  # ComfyUI's; there is none where its nodes run without a server
 
     running = getattr(PromptServer, "instance", None)
-    if running is not None:
+    if running is not None and running.client_id is not None:  # to nobody would mean to every browser
         running.send_sync(event, content, running.client_id)
 
 
