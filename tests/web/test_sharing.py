@@ -1,7 +1,9 @@
-"""A workflow that is saved from a run renders the same, to the bit, where the profile is missing."""
+"""A workflow that is saved from a run renders the same, to the bit, where the profile is missing, and only the workflow
+that was queued gets the plan."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -199,3 +201,47 @@ def test_a_workflow_in_which_nothing_was_set_works_as_well(
         tab.set("seed", seed)
         tab.queue()
         tab.wait_for(".erta-headline", headline)
+
+
+BEGIN = """() => new Promise((resolve) => {
+  const { api } = window.app;
+  window.done = new Promise((resolve) => api.addEventListener("execution_success", resolve, { once: true }));
+  api.addEventListener("ertacache.step", resolve, { once: true });
+  window.tabs = [window.app.extensionManager.workflow.activeWorkflow];
+  window.tabs[0].changeTracker.checkState();
+  window.app.queuePrompt(0);
+})"""
+
+# What a click on another workflow's tab does.
+SHOW = """async (i) => {
+  app.extensionManager.workflow.activeWorkflow.changeTracker.checkState();
+  await app.loadGraphData(JSON.parse(JSON.stringify(tabs[i].activeState)), true, true, tabs[i]);
+}"""
+
+
+@pytest.mark.parametrize("id_", ["11111111-2222-4333-8444-555555555555", "same"])
+@pytest.mark.parametrize("kind", ["sampler", "patch"])
+def test_a_workflow_that_was_not_queued_gets_no_plan_and_the_one_that_was_gets_it_when_it_is_shown(
+    tab: Any, planned: dict[str, Any], kind: str, id_: str
+):
+    """All workflows of a page have the same node ids, and a duplicated one has its original's own id too."""
+    type_, sampler = ("ERTACachedSampler",) * 2 if kind == "sampler" else ("ERTACache", "KSampler")
+    tab.drop("planned.json", planned)
+    if kind == "patch":
+        tab.evaluate(PATCH_INSTEAD)
+    tab.set("without_profile", "built-in plan", type_)
+    tab.set("seed", 600 + 2 * tab.vue + (id_ == "same"), sampler)
+    other = copy.deepcopy(tab.workflow())
+    other["id"] = other["id"] if id_ == "same" else id_
+    tab.set("steps", 200, sampler)
+    tab.evaluate(BEGIN)
+    tab.evaluate("async (graph) => { await app.loadGraphData(graph, true, true, null); }", other)
+    tab.evaluate("async () => { tabs.push(app.extensionManager.workflow.activeWorkflow); await done; }")
+    for turn, (shown, steps) in enumerate([(1, 50), (0, 200), (1, 50)]):
+        if turn:
+            tab.evaluate(SHOW, shown)
+        assert tab.value("steps", sampler) == steps
+        if shown == 0:
+            tab.wait_for(".erta-headline", "of 200 model calls computed")
+        assert bool(tab.value("plan", type_)) == (shown == 0)
+        assert tab.page.locator(".erta-headline").count() == (shown == 0) or turn == 2
