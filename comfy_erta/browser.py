@@ -57,8 +57,7 @@ class Browser:
 
 
 def _server() -> Any:
-    """ComfyUI's; None where its nodes run without one."""
-    from server import PromptServer
+    from server import PromptServer  # ComfyUI's; there is none where its nodes run without a server
 
     return getattr(PromptServer, "instance", None)
 
@@ -66,17 +65,16 @@ def _server() -> Any:
 def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str, place: int) -> None:
     """Put the plan into our node's widget in the workflow that save nodes of this run will write.
 
-    Later runs get it from the browser, which fills the widget. ``place``: of the widget among the node's values, from
-    the end, since front ends add values of their own before it. Whatever does not look as expected is left alone.
+    ``place``: of the widget among the node's values, from the end, since front ends add values of their own before it.
+    Whatever does not look as expected is left alone. Later runs get the plan from the browser.
     """
     node = _find_node(_entry(extra_pnginfo, "workflow"), str(node_id).split(":")) if plan else None
-    if node is None or node.get("type") not in _CARRIERS:
+    if _entry(node, "type") not in _CARRIERS:
         return
-    values = node.get("widgets_values")
+    values, named = _entry(node, "widgets_values"), _entry(node, "widgets_values_named")
     old = values[place] if isinstance(values, list) and len(values) >= -place else None
     if isinstance(old, str) and old.lstrip()[:1] in ("", "{"):  # else a value of a version with other widgets
         values[place] = plan
-    named = node.get("widgets_values_named")
     if isinstance(named, dict) and "plan" in named:
         named["plan"] = plan
 

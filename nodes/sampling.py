@@ -17,6 +17,9 @@ from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, setting
 from .profiling import render
 from .view import report_ui
 
+# So newer ComfyUIs send the report again when the latent comes from their cache. An output node would run for nobody.
+_SHOWN_AGAIN = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
+
 
 class ERTACachedSampler(io.ComfyNode):
     @classmethod
@@ -29,8 +32,8 @@ class ERTACachedSampler(io.ComfyNode):
             inputs=[*ksampler_inputs(), *cache_inputs()],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.dynprompt],
-            is_output_node=True,
             not_idempotent=True,
+            **_SHOWN_AGAIN,
         )
 
     @classmethod

@@ -244,6 +244,10 @@ def test_inside_a_subgraph(profiled: ComfyServer, open_tab: Callable[..., Any], 
     report = """() => [...app.graph.subgraphs.values()][0].nodes.find((node) => node.comfyClass === "ERTACachedSampler")
       .widgets.find((widget) => widget.name === "erta_report").value"""
     assert "25 of 50 model calls computed" in tab.evaluate(report)
+    # Bypassed it hands its latent through, and nothing inside it is sampled.
+    tab.evaluate("() => { app.graph.nodes.find((node) => node.subgraph).mode = 4; }")
+    tab.queue()
+    assert not [output for output in tab.outputs().values() if "erta" in output]
 
 
 def test_another_tab_is_left_alone(profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]):
