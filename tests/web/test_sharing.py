@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from ertacache.demo.server import ComfyServer
+from ertacache.demo.workflows import set_input, ui_to_api
 
 SAVED_IN = {
     "SaveAnimatedWEBP": "webp",
@@ -123,9 +124,28 @@ def saved(profiled: ComfyServer, browser: Any, planned: dict[str, Any]) -> dict[
     return {**found, "reference": latent_in(first["first.latent"])}
 
 
+def forget(server: ComfyServer) -> None:
+    """Nothing is served from the runs before. `/free` only sets a flag, seen to when the next run has ended."""
+    server.client._request("/free", {"unload_models": True, "free_memory": True})
+    empty = {"class_type": "ERTADemoEmptyLatent", "inputs": {"batch_size": 2}}
+    save = {"class_type": "SaveLatent", "inputs": {"samples": ["empty", 0], "filename_prefix": "forget"}}
+    server.client.run({"empty": empty, "save": save})
+
+
+def test_a_server_that_is_to_forget_serves_nothing_from_its_cache(stranger: ComfyServer, planned: dict[str, Any]):
+    graph = ui_to_api(planned, stranger.client.object_info())
+    for name, value in (("steps", 4), ("speed", 1.0)):  # leaves no profile
+        set_input(graph, "ERTACachedSampler", name, value)
+    for _ in range(2):
+        forget(stranger)
+        stranger.client.run(graph)
+        (kept,) = (event.data for event in stranger.client.events if event.type == "execution_cached")
+        assert kept["nodes"] == []
+
+
 def render_dropped(stranger: ComfyServer, tab: Any, name: str, content: bytes) -> torch.Tensor:
     """Drop the file where the profile is missing, queue, and return the latent."""
-    stranger.client._request("/free", {"unload_models": True, "free_memory": True})  # nothing from the run before
+    forget(stranger)
     tab.drop(name, content, KINDS[name.split(".")[-1]])
     found, served = run_and_collect(tab, stranger, "again")
     assert not {"ERTACachedSampler", "KSampler"} & set(served)
