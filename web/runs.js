@@ -29,7 +29,7 @@ export class Runs {
     const queue = api.queuePrompt;
     api.queuePrompt = (/** @type {any[]} */ ...args) => {
       const tab = shownTab();
-      const origin = { tab: tab && new WeakRef(tab), workflow: args[1]?.workflow?.id };
+      const origin = { tab: tab && new WeakRef(tab), workflow: args[1]?.workflow?.id ?? rootGraph()?.id };
       const answer = queue.apply(api, args);
       const note = (/** @type {any} */ { prompt_id: prompt }) => void this.origins.set(prompt, origin);
       this.answered = answer.then(note).catch(() => {});
