@@ -1,4 +1,4 @@
-"""What the browser gets: live progress, the report of a model patch, and the plan in the saved workflow."""
+"""What the browser gets: live progress, the report of a run, and the plan in the saved workflow."""
 
 import logging
 import time
@@ -14,64 +14,74 @@ _INTERVAL = 0.1  # seconds between live events: more than 10 a second only costs
 _CARRIERS = ("ERTACachedSampler", "ERTACache")  # the nodes with a widget for the plan
 
 
-class Progress:
-    """Watcher that sends the plan, then which calls were computed or reused, at most ten times a second."""
+class Browser:
+    """Watcher that tells the browser which queued the run: the plan, which calls were computed or reused, the report.
 
-    def __init__(self, node_id: str | None) -> None:
-        self._node_id = node_id
-        self._sent = 0.0
-        self._kinds = ""
+    ``hidden``: the node's. ``place``: of the plan among its widgets, see `complete_workflow`.
+    """
+
+    def __init__(self, hidden: Any, place: int) -> None:
+        # In a loop ComfyUI runs copies of a node; the browser and the workflow know the one that is drawn.
+        drawn = hidden.dynprompt.get_display_node_id if hidden.dynprompt else str
+        self._node_id, self._pnginfo, self._place = drawn(hidden.unique_id), hidden.extra_pnginfo, place
+        self._prompt = getattr(_server(), "last_prompt_id", None)
+        self._sent, self._kinds = 0.0, ""
 
     def begin(self, start: Start) -> None:
         self._kinds = ""
         compute = as_text(start.plan.compute) if start.plan else "1" * len(start.sigmas)
-        _send("ertacache.plan", {"node": self._node_id, "compute": compute, "sigmas": list(start.sigmas)})
+        self._send("plan", compute=compute, sigmas=list(start.sigmas))
 
     def called(self, i: int, computed: bool) -> None:
         """Send what the model calls so far were, unless that was done a moment ago."""
         self._kinds += "1" if computed else "0"
         if time.monotonic() - self._sent >= _INTERVAL:
             self._sent = time.monotonic()
-            _send("ertacache.step", {"node": self._node_id, "kinds": self._kinds})
+            self._send("step", kinds=self._kinds)
+
+    def report(self, report: Report) -> None:
+        """To the log, to the browser, and into the workflow that save nodes of this run will write."""
+        logger.info("ERTA Cache: %s", report.as_text().replace("\n", "; "))
+        self._send("report", report=report.as_dict())
+        complete_workflow(self._own_pnginfo(), self._node_id, report.plan, self._place)
+
+    def _own_pnginfo(self) -> Any:
+        """None in a later prompt, which got the node's output from ComfyUI's cache and has a workflow of its own."""
+        return self._pnginfo if getattr(_server(), "last_prompt_id", None) == self._prompt else None
+
+    def _send(self, event: str, **content: Any) -> None:
+        server, workflow = _server(), _entry(_entry(self._own_pnginfo(), "workflow"), "id")
+        if server is not None and server.client_id is not None:  # to nobody would mean to every browser
+            about = {"node": self._node_id, "prompt": server.last_prompt_id, "workflow": workflow}
+            server.send_sync(f"ertacache.{event}", {**about, **content}, server.client_id)
 
 
-def send_report(node_id: str | None, report: Report) -> None:
-    """To the log and to the browser: a model patch has returned long before its sampling runs."""
-    logger.info("ERTA Cache: %s", report.as_text().replace("\n", "; "))
-    _send("ertacache.report", {"node": node_id, "report": report.as_dict()})
-
-
-def _send(event: str, content: dict[str, Any]) -> None:
+def _server() -> Any:
     from server import PromptServer  # ComfyUI's; there is none where its nodes run without a server
 
-    running = getattr(PromptServer, "instance", None)
-    if running is not None:
-        running.send_sync(event, content, running.client_id)
+    return getattr(PromptServer, "instance", None)
 
 
 def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str, place: int) -> None:
     """Put the plan into our node's widget in the workflow that save nodes of this run will write.
 
-    Later runs get it from the browser, which fills the widget; this is for the file of the first one. ``place``: of
-    the widget among the node's values, from the end, since front ends add values of their own before it. Whatever does
-    not look as expected is left alone.
+    ``place``: of the widget among the node's values, from the end, since front ends add values of their own before it.
+    Whatever does not look as expected is left alone. Later runs get the plan from the browser.
     """
-    workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
-    node = _find_node(workflow, str(node_id).split(":")) if plan else None
-    if node is None or node.get("type") not in _CARRIERS:
+    node = _find_node(_entry(extra_pnginfo, "workflow"), str(node_id).split(":")) if plan else None
+    if _entry(node, "type") not in _CARRIERS:
         return
-    values = node.get("widgets_values")
+    values, named = _entry(node, "widgets_values"), _entry(node, "widgets_values_named")
     old = values[place] if isinstance(values, list) and len(values) >= -place else None
     if isinstance(old, str) and old.lstrip()[:1] in ("", "{"):  # else a value of a version with other widgets
         values[place] = plan
-    named = node.get("widgets_values_named")
     if isinstance(named, dict) and "plan" in named:
         named["plan"] = plan
 
 
 def _find_node(workflow: Any, path: list[str]) -> dict[str, Any] | None:
     """Follow an execution id ("1:2:3" inside subgraphs) to its node in the UI workflow."""
-    subgraphs = _objects(workflow.get("definitions") if isinstance(workflow, dict) else None, "subgraphs")
+    subgraphs = _objects(_entry(workflow, "definitions"), "subgraphs")
     graph, node = workflow, None
     for step in path:
         node = next((n for n in _objects(graph, "nodes") if str(n.get("id")) == step), None)
@@ -81,5 +91,9 @@ def _find_node(workflow: Any, path: list[str]) -> dict[str, Any] | None:
 
 def _objects(holder: Any, name: str) -> list[dict[str, Any]]:
     """The objects in the list of that name; none where a workflow has something else there."""
-    found = holder.get(name) if isinstance(holder, dict) else None
+    found = _entry(holder, name)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _entry(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, dict) else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import safetensors.torch
@@ -109,8 +109,7 @@ class Studio:
 
     @cached_property
     def _latent_format(self) -> Any:
-        """ComfyUI's own, from its file: importing the whole of ComfyUI here would take seconds."""
-        return _load(self.server.comfy / "comfy" / "latent_formats.py").Wan21()
+        return latent_format(self.server.comfy)
 
 
 def sampler_seconds(events: list[Event], node: str) -> float:
@@ -147,9 +146,10 @@ def _easycache_pattern(log: str, steps: int) -> str:
     return "1" * before + "".join(reported) + "1" * after if reported and after >= 0 else ""
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def latent_format(comfy: Path) -> Any:
+    """Wan's, by the ComfyUI in that folder. Of its modules only those are imported that the formats need."""
+    sys.path.insert(0, str(comfy))
+    try:
+        return importlib.import_module("comfy.latent_formats").Wan21()
+    finally:
+        sys.path.remove(str(comfy))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..comfy_erta.browser import Progress, complete_workflow, send_report
+from ..comfy_erta.browser import Browser
 from ..comfy_erta.caching import Caching
 from ..comfy_erta.report import Report
 from ..comfy_erta.run import attach, attached_task
@@ -16,6 +16,9 @@ from ..erta.profile import Profile
 from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, settings_from, with_defaults
 from .profiling import render
 from .view import report_ui
+
+# So newer ComfyUIs send the report again when the latent comes from their cache. An output node would run for nobody.
+_SHOWN_AGAIN = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
 
 
 class ERTACachedSampler(io.ComfyNode):
@@ -28,9 +31,9 @@ class ERTACachedSampler(io.ComfyNode):
             description="KSampler with one more knob: speed. The first render with a new model measures it by itself.",
             inputs=[*ksampler_inputs(), *cache_inputs()],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
-            is_output_node=True,
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.dynprompt],
             not_idempotent=True,
+            **_SHOWN_AGAIN,
         )
 
     @classmethod
@@ -40,11 +43,12 @@ class ERTACachedSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
         reports: list[Report] = []
+        browser = Browser(cls.hidden, plan_place())
         task = _caching(model, inputs, reports.append)
         _, *others = (made.id for made in ksampler_inputs())  # all but the model
-        latent = render(attach(model, task, Progress(cls.hidden.unique_id)), {name: inputs[name] for name in others})
-        if reports:
-            complete_workflow(cls.hidden.extra_pnginfo, cls.hidden.unique_id, reports[-1].plan, plan_place())
+        latent = render(attach(model, task, browser), {name: inputs[name] for name in others})
+        for report in reports:
+            browser.report(report)
         return io.NodeOutput(latent, ui=report_ui(reports))
 
 
@@ -61,7 +65,7 @@ class ERTACache(io.ComfyNode):
                 *cache_inputs(),
             ],
             outputs=[io.Model.Output(display_name="patched model", tooltip="For any sampler or guider node.")],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.dynprompt],
             not_idempotent=True,
         )
 
@@ -71,15 +75,8 @@ class ERTACache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
-        node_id, pnginfo = cls.hidden.unique_id, cls.hidden.extra_pnginfo
-
-        def send(report: Report) -> None:
-            send_report(node_id, report)
-            # Of the prompt in which this ran; in later ones, served from the cache, the browser has filled the widget.
-            complete_workflow(pnginfo, node_id, report.plan, plan_place())
-
-        task = _caching(model, inputs, send)
-        return io.NodeOutput(attach(model, task, Progress(node_id)))
+        browser = Browser(cls.hidden, plan_place())
+        return io.NodeOutput(attach(model, _caching(model, inputs, browser.report), browser))
 
 
 class ERTATimestepAdjuster(io.ComfyNode):

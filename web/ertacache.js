@@ -3,20 +3,24 @@
 import { app } from "../../scripts/app.js";
 import { carry } from "./carry.js";
 import { html } from "./dom.js";
-import { after, allNodes, nodeAt, widgetOf } from "./graph.js";
+import { allNodes, nodeAt, widgetOf } from "./graph.js";
 import { recall, remember } from "./memory.js";
 import { hasPanel, Panel, panelOf } from "./panel.js";
 import { profileButtons, profileMenu, toast } from "./profiles.js";
+import { Runs } from "./runs.js";
 import { loadWords, noteText } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
 /** @typedef {import("./panel.js").Output} Output */
+/** @typedef {import("./runs.js").Run} Run */
 
 const LIVE = "ERTACache.LiveStrip";
 const TOASTS = "ERTACache.Toasts";
 
 /** @type {WeakMap<Node, (plan: string | undefined) => void>} what fills the widget of the plan */
 const fills = new WeakMap();
+
+const runs = new Runs();
 
 app.registerExtension({
   name: "ertacache.nodes",
@@ -43,12 +47,20 @@ app.registerExtension({
   },
 
   async setup() {
+    runs.follow(app.api);
     const listen = (/** @type {string} */ name, /** @type {(detail: any) => void} */ hear) =>
-      app.api.addEventListener(`ertacache.${name}`, (/** @type {any} */ { detail }) => hear(detail));
-    const strip = (/** @type {string} */ id) => (isOn(LIVE) ? panelOf(nodeAt(id))?.strip : undefined);
-    listen("plan", ({ node, compute, sigmas }) => strip(node)?.plan(compute ?? "", sigmas));
-    listen("step", ({ node, kinds }) => strip(node)?.fill(kinds ?? ""));
-    listen("report", ({ node, report }) => ran(nodeAt(node), { text: [report.text], erta: [report] }));
+      app.api.addEventListener(name, (/** @type {any} */ { detail }) => hear(detail));
+    const live = async (/** @type {any} */ detail) =>
+      isOn(LIVE) && (await runs.isShown(detail)) ? panelOf(nodeAt(detail.node))?.strip : undefined;
+    listen("ertacache.plan", async (detail) => (await live(detail))?.plan(detail.compute ?? "", detail.sigmas));
+    listen("ertacache.step", async (detail) => (await live(detail))?.fill(detail.kinds ?? ""));
+    const hear = (/** @type {Run} */ run, /** @type {string} */ node, /** @type {Output} */ output) =>
+      runs.whenShown(run, () => ran(nodeAt(node), output));
+    listen("ertacache.report", ({ node, report, ...run }) => hear(run, node, { text: [report.text], erta: [report] }));
+    // Not the nodes' onExecuted: it is called in the workflow that is shown, whichever that is.
+    listen("executed", ({ node, display_node: shown, output, prompt_id: prompt }) => {
+      if (output?.erta) void hear({ prompt }, shown ?? node, output);
+    });
     await loadWords();
   },
 
@@ -58,7 +70,6 @@ app.registerExtension({
     new Panel(node, node.comfyClass === "ERTALoadProfile" ? profileButtons(() => node) : []);
     const plan = widgetOf(node, "plan");
     if (plan) fills.set(node, carry(plan));
-    after(node, "onExecuted", (/** @type {Output | null} */ output) => output && ran(node, output));
   },
 
   /** Nodes are built again when a page, a tab or an earlier state is loaded. */
@@ -72,8 +83,9 @@ app.registerExtension({
     }
   },
 
-  /** Outputs come back from ComfyUI's own memory of them. @param {Record<string, Output>} outputs */
+  /** Outputs come back from ComfyUI's own memory of them, with a workflow. @param {Record<string, Output>} outputs */
   onNodeOutputsUpdated(outputs) {
+    runs.catchUp();
     for (const [id, output] of Object.entries(outputs)) {
       const panel = panelOf(nodeAt(id));
       if (panel && (output?.erta || output?.text)) panel.show(output, panel.ran);

@@ -45,7 +45,8 @@ HIGH, LOW = "High noise: the first half", "Low noise: the second half"
 WIDTHS = {MODELS: 440, PROMPT: 380}
 WIDTH, BETWEEN = 340, 80
 
-SETTINGS = "Sampler, steps, guidance and shift are those of ComfyUI's own template."
+SETTINGS = "Sampler, steps, guidance, shift and size are those of ComfyUI's own template"
+WITHOUT_LORA = f"{SETTINGS} with its few-step LoRA off: with it there is nothing left to reuse."
 NOT_RENDERED = "*Checked for structure with ComfyUI, not rendered: the weights were not at hand.*"
 SAMPLER_KNOB = (
     "**The knob is speed**, in ERTA Cached Sampler, which otherwise is KSampler: 1 computes every step, 2 half of "
@@ -68,7 +69,7 @@ class Example:
     boxes: Sequence[Box]
     knob: str
     more: str
-    settings: str = SETTINGS
+    settings: str = f"{SETTINGS}."
     rendered: bool = False
     note_height: int = 460
 
@@ -103,7 +104,7 @@ def wan21_i2v(name: str) -> Example:
 def wan21_vace(name: str) -> Example:
     prompt = "The figure of the reference picture walks through a market street in warm evening light"
     boxes = [
-        *wan_loaders("wan2.1_vace_14B_fp16.safetensors"),
+        *wan_loaders("wan2.1_vace_14B_fp16.safetensors", "umt5_xxl_fp16.safetensors"),
         *prompts(prompt),
         box(PROMPT, "Reference", "LoadImage", image=PICTURE),
         box(
@@ -113,8 +114,8 @@ def wan21_vace(name: str) -> Example:
             positive=("Prompt", 0),
             negative=("Negative prompt", 0),
             vae=("VAE", 0),
-            width=832,
-            height=480,
+            width=768,
+            height=768,
             length=81,
             batch_size=1,
             strength=1.0,
@@ -134,18 +135,14 @@ def wan21_vace(name: str) -> Example:
     more = (
         f"Choose your own reference, or connect control_video and control_masks for other kinds of control. {FEW_STEPS}"
     )
-    settings = (
-        "ComfyUI's own template has a few-step LoRA, with which there is nothing left to reuse. Steps and guidance are "
-        "those that it names for the model without one."
-    )
-    return Example("Wan2.1 VACE", boxes, SAMPLER_KNOB, more, settings)
+    return Example("Wan2.1 VACE", boxes, SAMPLER_KNOB, more, WITHOUT_LORA)
 
 
-def expert(group: str, model: str, shift: float, **sampling: Any) -> list[Box]:
+def expert(group: str, model: str, **sampling: Any) -> list[Box]:
     """One of the two experts of Wan2.2: its shift, its cache, its sampler."""
     which = group.partition(":")[0]
     return [
-        box(group, f"Shift, {which.lower()}", "ModelSamplingSD3", model=(model, 0), shift=shift),
+        box(group, f"Shift, {which.lower()}", "ModelSamplingSD3", model=(model, 0), shift=5.0),
         box(group, f"ERTA Cache, {which.lower()}", "ERTACache", model=(f"Shift, {which.lower()}", 0), speed=2.0),
         box(
             group,
@@ -161,14 +158,14 @@ def expert(group: str, model: str, shift: float, **sampling: Any) -> list[Box]:
     ]
 
 
-def both_experts(shift: float, conditioning: Mapping[str, Any], latent: tuple[str, int]) -> list[Box]:
+def both_experts(conditioning: Mapping[str, Any], latent: tuple[str, int]) -> list[Box]:
     first = {"add_noise": "enable", "noise_seed": 1, "start_at_step": 0, "end_at_step": 10}
     second = {"add_noise": "disable", "noise_seed": 0, "start_at_step": 10, "end_at_step": 10000}
     first |= {"latent_image": latent, "return_with_leftover_noise": "enable", "after_run": "randomize"}
     second |= {"latent_image": ("Sampler, high noise", 0), "return_with_leftover_noise": "disable"}
     return [
-        *expert(HIGH, "High-noise model", shift, **conditioning, **first),
-        *expert(LOW, "Low-noise model", shift, **conditioning, **second, after_run="fixed"),
+        *expert(HIGH, "High-noise model", **conditioning, **first),
+        *expert(LOW, "Low-noise model", **conditioning, **second, after_run="fixed"),
     ]
 
 
@@ -189,13 +186,13 @@ def wan22(name: str, kind: str) -> Example:
         boxes += prompts("A paper boat drifts down a rain-wet street at night, neon signs mirrored in the water")
         boxes.append(size(640, 640, 81))
         conditioning, latent = {"positive": ("Prompt", 0), "negative": ("Negative prompt", 0)}, ("Size", 0)
-    boxes += both_experts(5.0 if pictured else 8.0, conditioning, latent)
+    boxes += both_experts(conditioning, latent)
     boxes += video(name, "Sampler, low noise")
     more = (
         "Each expert has an ERTA Cache of its own, so each is measured and planned for itself. "
         f"{'Choose your own first frame. ' if pictured else ''}{FEW_STEPS}"
     )
-    return Example(f"Wan2.2 {kind.upper()}, two experts", boxes, PATCH_KNOB, more, note_height=500)
+    return Example(f"Wan2.2 {kind.upper()}, two experts", boxes, PATCH_KNOB, more, WITHOUT_LORA, note_height=530)
 
 
 def flux(name: str) -> Example:
@@ -286,11 +283,11 @@ def qwen_image(name: str) -> Example:
         box(MODELS, "VAE", "VAELoader", vae_name="qwen_image_vae.safetensors"),
         *prompts(prompt, "blurred, low quality, watermark, deformed hands"),
         box(PROMPT, "Size", "EmptySD3LatentImage", width=1328, height=1328, batch_size=1),
-        shifted(3.5, "ModelSamplingAuraFlow"),
+        shifted(3.1, "ModelSamplingAuraFlow"),
         cached_sampler(20, 4.0, "euler"),
         *image(name, "ERTA Cached Sampler"),
     ]
-    return Example("Qwen-Image", boxes, SAMPLER_KNOB, FEW_STEPS)
+    return Example("Qwen-Image", boxes, SAMPLER_KNOB, FEW_STEPS, WITHOUT_LORA)
 
 
 def demo_tiny_wan(name: str) -> Example:

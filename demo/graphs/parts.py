@@ -31,6 +31,7 @@ FILES = {
     "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors": ("diffusion_models", WAN22),
     "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", WAN22),
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", WAN21),
+    "umt5_xxl_fp16.safetensors": ("text_encoders", WAN21),
     "clip_vision_h.safetensors": ("clip_vision", WAN21),
     "wan_2.1_vae.safetensors": ("vae", WAN21),
     "flux1-dev.safetensors": ("diffusion_models", FLUX),
@@ -109,13 +110,12 @@ def _file(name: str) -> dict[str, str]:
     return {"name": name, "url": f"https://huggingface.co/{place.format(kind=kind)}{name}", "directory": kind}
 
 
-def wan_loaders(model: str) -> list[Box]:
-    return [box(MODELS, "Model", "UNETLoader", unet_name=model), *wan_companions()]
+def wan_loaders(model: str, encoder: str = "umt5_xxl_fp8_e4m3fn_scaled.safetensors") -> list[Box]:
+    return [box(MODELS, "Model", "UNETLoader", unet_name=model), *wan_companions(encoder)]
 
 
-def wan_companions() -> list[Box]:
+def wan_companions(encoder: str = "umt5_xxl_fp8_e4m3fn_scaled.safetensors") -> list[Box]:
     """What goes with every Wan of 2.1, and with the 14B ones of 2.2."""
-    encoder = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
     return [
         box(MODELS, "Text encoder", "CLIPLoader", clip_name=encoder, type="wan"),
         box(MODELS, "VAE", "VAELoader", vae_name="wan_2.1_vae.safetensors"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from ertacache.demo import run as demo
 from ertacache.demo.client import ServerError
-from ertacache.demo.comfyui import VERSION, version
+from ertacache.demo.comfyui import ROOT, VERSION, version
 from ertacache.demo.graphs.make import HERE, NAMES, PROFILE_PROMPT, text, workflow
 from ertacache.demo.methods import EASYCACHE, FULL, Render, Studio
 from ertacache.demo.results import score
@@ -191,3 +193,18 @@ def test_however_it_ends_the_server_ends_with_it(
     monkeypatch.setattr(demo, "Studio", fail)
     assert demo.main([]) == status
     assert left == [type(problem)]
+
+
+def test_the_latent_format_may_import_others_of_its_comfyui(tmp_path: Path):
+    """As newer ones do. In a process of its own: in this one a ComfyUI may be imported already."""
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "nested.py").write_text("NUMBER = 7")
+    (tmp_path / "comfy" / "latent_formats.py").write_text(
+        "import comfy.nested\nclass Wan21: number = comfy.nested.NUMBER"
+    )
+    code = "import sys; from pathlib import Path; from demo.methods import latent_format; before = list(sys.path)\n"
+    code += "print(latent_format(Path(sys.argv[1])).number, sys.path == before)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout == "7 True\n", ran.stderr

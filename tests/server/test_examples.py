@@ -29,6 +29,25 @@ NAMES = tuple(examples())
 GRAPHS = FOLDER.parent / "demo" / "graphs"
 LARGEST = 120_000  # bytes of a thumbnail
 
+# What ComfyUI's own templates and blueprints have, as of August 2026, with their few-step LoRAs off.
+WAN_TEXT, QWEN_TEXT = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "qwen_2.5_vl_7b_fp8_scaled.safetensors"
+CLIP = {"width": 832, "height": 480, "length": 33}
+SQUARE = {"width": 640, "height": 640, "length": 81}
+WAN21 = {"shift": 8.0, "steps": 20, "cfg": 6.0, "sampler_name": "uni_pc", "clip_name": WAN_TEXT}
+WAN22 = {"shift": 5.0, "steps": 20, "cfg": 3.5, "sampler_name": "euler", "clip_name": WAN_TEXT, **SQUARE}
+IMAGE = {"steps": 20, "sampler_name": "euler"}
+OFFICIAL = {
+    "wan2.1_t2v_1.3B": {**WAN21, **CLIP, "steps": 30},
+    "wan2.1_t2v_14B": {**WAN21, **CLIP, "steps": 30},
+    "wan2.1_i2v_480p": {**WAN21, "width": 512, "height": 512, "length": 33},
+    "wan2.1_vace": {**WAN21, "width": 768, "height": 768, "length": 81, "clip_name": "umt5_xxl_fp16.safetensors"},
+    "wan2.2_t2v": WAN22,
+    "wan2.2_i2v": WAN22,
+    "flux_dev": {**IMAGE, "cfg": 1.0, "guidance": 3.5, "width": 1024, "height": 1024},
+    "hunyuan_video": {**IMAGE, "shift": 7.0, "guidance": 6.0, **CLIP, "width": 848, "length": 73},
+    "qwen_image": {**IMAGE, "shift": 3.1, "cfg": 4.0, "clip_name": QWEN_TEXT, "width": 1328, "height": 1328},
+}
+
 
 @pytest.fixture(scope="module")
 def stocked(server: ComfyServer) -> Iterator[ComfyServer]:
@@ -44,6 +63,10 @@ def object_info(server: ComfyServer) -> dict[str, Any]:
 
 def read(name: str) -> dict[str, Any]:
     return dict(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def described(name: str) -> str:
+    return str(next(node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0])
 
 
 def nodes_of(name: str) -> list[dict[str, Any]]:
@@ -115,6 +138,14 @@ def test_nodes_exist_and_links_fit_both_their_ends(object_info: dict[str, Any], 
     assert sorted(linked) == sorted(outgoing) == [link[0] for link in content["links"]]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_those_of_comfyuis_own_templates_as_the_note_says(object_info: dict[str, Any], name: str):
+    nodes = [node for node in converted(name, object_info).values() if node["class_type"] != "CLIPVisionLoader"]
+    for setting, official in {"scheduler": "simple", **OFFICIAL.get(name, {})}.items():
+        assert {node["inputs"][setting] for node in nodes if setting in node["inputs"]} == {official}, setting
+    assert (name in OFFICIAL) == ("ComfyUI's own template" in described(name))
+
+
 def test_a_server_that_has_the_files_takes_them_all(stocked: ComfyServer, object_info: dict[str, Any]):
     assert refused(stocked, {name: converted(name, object_info) for name in NAMES}) == {}
 
@@ -142,7 +173,7 @@ def test_the_demos_own_renders(server: ComfyServer, object_info: dict[str, Any])
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_file_is_named_with_its_address_and_folder(server: ComfyServer, name: str):
-    described = next(node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
+    words = described(name)
     for node in nodes_of(name):
         named = {value for value in node["widgets_values"] if str(value).endswith(".safetensors")}
         models = {model["name"]: model for model in node["properties"].get("models", [])}
@@ -153,8 +184,8 @@ def test_every_model_file_is_named_with_its_address_and_folder(server: ComfyServ
             address = urllib.parse.urlsplit(model["url"])
             assert (address.scheme, address.netloc) == ("https", "huggingface.co")
             assert "/resolve/main/" in address.path and address.path.endswith(f"/{file}") and "{" not in address.path
-            assert f"{model['directory']}: [{file}]({model['url']})" in described
-    assert (NOT_RENDERED in described) == (name != "demo_tiny_wan")
+            assert f"{model['directory']}: [{file}]({model['url']})" in words
+    assert (NOT_RENDERED in words) == (name != "demo_tiny_wan")
 
 
 @pytest.mark.parametrize("name", NAMES)

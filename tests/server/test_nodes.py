@@ -171,16 +171,19 @@ def test_the_knob_shows_what_other_speeds_come_to(profiled: dict[str, Any]):
 
 def test_a_run_begins_with_what_is_planned_and_goes_on_with_what_was_done(bench: Bench, profiled: dict[str, Any]):
     outputs = bench.run(
-        profile=node("ERTALoadProfile", name="mine"), sampler=cached(profile=["profile", 0], seed=77), save=save()
+        {"workflow": {"id": "drawn", "nodes": []}},
+        profile=node("ERTALoadProfile", name="mine"),
+        sampler=cached(profile=["profile", 0], seed=77),
+        save=save(),
     )
+    (begun,) = bench.heard("execution_start")
+    about = {"node": "sampler", "prompt": begun["prompt_id"], "workflow": "drawn"}
     (planned,) = bench.heard("ertacache.plan")
-    assert planned == {
-        "node": "sampler",
-        "compute": report(outputs)["compute"],
-        "sigmas": report(outputs)["sigmas"],
-    }
+    assert planned == {**about, "compute": report(outputs)["compute"], "sigmas": report(outputs)["sigmas"]}
     steps = bench.heard("ertacache.step")
     assert steps and all(planned["compute"].startswith(step["kinds"]) for step in steps)
+    assert all(step == {**about, "kinds": step["kinds"]} for step in steps)
+    assert bench.heard("ertacache.report") == [{**about, "report": report(outputs)}]
 
 
 def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
@@ -304,12 +307,17 @@ def test_a_patched_model_from_the_servers_cache_works_each_time(bench: Bench, pr
     for turn, seed in enumerate((11, 12, 13)):
         patch = node("ERTACache", model=["model", 0], speed=2.0, mode="planned", profile=["profile", 0])
         outputs = bench.run(
-            profile=node("ERTALoadProfile", name="mine"), patch=patch, sampler=full("patch", seed=seed), save=save()
+            {"workflow": {"id": f"drawn {turn}", "nodes": []}},
+            profile=node("ERTALoadProfile", name="mine"),
+            patch=patch,
+            sampler=full("patch", seed=seed),
+            save=save(),
         )
         (kept,) = bench.heard("execution_cached")
         assert ("patch" in kept["nodes"]) == (turn > 0)
         (event,) = bench.heard("ertacache.report")
-        assert event["node"] == "patch"
+        assert event["node"] == "patch" and event["prompt"] == kept["prompt_id"]
+        assert event["workflow"] == (None if turn else "drawn 0"), "it has only seen that of its own prompt"
         assert event["report"]["computed"] == STEPS // 2
         plans.append(event["report"]["plan"])
         latents.append(bench.latent(outputs))
@@ -484,8 +492,18 @@ def test_nothing_asked_means_nothing_run(bench: Bench, profiled: dict[str, Any])
     bench.run(as_drawn("sampler"), **graph)
     again = bench.run(as_drawn("sampler"), **graph)
     (kept,) = bench.heard("execution_cached")
-    assert "sampler" in kept["nodes"]
-    assert report(again)["reused"] > 0, "the report of the run that made it"
+    assert "sampler" in kept["nodes"] and "save" in again
+    if bench.server.client.object_info("ERTACachedSampler").get("has_intermediate_output"):
+        assert report(again)["reused"] > 0, "the report of the run that made it"
+    else:
+        assert "sampler" not in again, "this ComfyUI does not send it again"
+
+
+def test_a_sampler_that_nothing_hangs_on_does_not_run(bench: Bench):
+    outputs = bench.run(idle=cached(seed=78), sampler=full(), save=save())
+    assert set(outputs) == {"save"} and not bench.heard("ertacache.plan")
+    with pytest.raises(PromptError, match="no outputs"):
+        bench.run(sampler=cached(seed=79))
 
 
 def test_the_front_end_part_is_served(server: ComfyServer):

@@ -4,12 +4,14 @@ lies before it. (What the browser then sends has no such node, and for a muted o
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import websocket
 
 from ertacache.demo.server import ComfyServer, Event, WorkflowInterrupted
 from ertacache.tests.server.test_nodes import Bench, cached, full, make_bench, node, profiling, report, save
@@ -100,8 +102,8 @@ def test_two_queued_prompts_are_what_each_is_alone(bench: Bench, fresh: dict[str
     graphs = [small(**LOAD, sampler=cached(profile=["profile", 0], seed=seed)) for seed in (51, 52, 53)]
     queued = [client.queue(bench.graph(**graph)) for graph in graphs]
     entries = [finished(bench, prompt_id)["outputs"] for prompt_id in queued]
-    alone = [bench.run(**small(**LOAD, sampler=cached(profile=["profile", 0], seed=seed))) for seed in (53, 51, 52)]
-    for entry, other in zip(entries, (alone[1], alone[2], alone[0]), strict=True):
+    alone = [bench.run(**small(**LOAD, sampler=cached(profile=["profile", 0], seed=seed))) for seed in (52, 53, 51)]
+    for entry, other in zip(entries, (alone[2], alone[0], alone[1]), strict=True):
         assert report(entry)["computed"] == report(other)["computed"] == 6
         assert torch.equal(bench.latent(entry), bench.latent(other))
 
@@ -131,3 +133,23 @@ def test_a_queued_prompt_is_right_after_the_one_before_it_is_cancelled(
     after = finished(bench, queued[0])["outputs"]
     assert torch.equal(bench.latent(after), bench.latent(bench.run(**graph)))
     assert torch.equal(bench.latent(bench.run(**small(sampler=full()))), fresh["small"])
+
+
+@pytest.mark.parametrize("kind", ["sampler", "patch"])
+def test_what_a_program_queues_without_a_client_id_reaches_no_browser(
+    bench: Bench, fresh: dict[str, torch.Tensor], kind: str
+) -> None:
+    """ComfyUI sends to everybody what it sends to nobody in particular."""
+    nodes = {"sampler": cached(profile=["profile", 0], seed=61)}
+    if kind == "patch":
+        nodes = {"patch": patch(), "sampler": full("patch", seed=62)}
+    client = bench.server.client
+    browser = websocket.create_connection(f"{client.url.replace('http', 'ws', 1)}/ws?clientId=a-browser", timeout=60)
+    answer = client._request("/prompt", {"prompt": bench.graph(**small(**LOAD, **nodes))})
+    finished(bench, json.loads(answer)["prompt_id"])
+    client._request("/prompt", {"prompt": bench.graph(**small(**LOAD, **nodes)), "client_id": "a-browser"})
+    heard = []
+    while "execution_success" not in heard:
+        heard.append(json.loads(browser.recv())["type"])
+    browser.close()
+    assert "execution_cached" in heard and not [event for event in heard if event.startswith("ertacache")]

@@ -129,8 +129,12 @@ def test_a_toast_comes_when_somebody_is_needed_and_not_when_switched_off(tab: An
     tab.evaluate("() => app.extensionManager.setting.set('ERTACache.Toasts', true)")
 
 
-EXECUTED = """([type, content]) => app.graph.nodes.find((node) => node.comfyClass === type)
-  .onExecuted({ text: ["2x: 1%"], erta: [content] })"""
+# As when the page was loaded again while the run went on.
+REPORTED_LATE = """([type, content]) => {
+  const node = app.graph.nodes.find((node) => node.comfyClass === type).id;
+  const detail = { node, prompt: "before", workflow: (app.rootGraph ?? app.graph).id, report: content };
+  app.api.dispatchEvent(new CustomEvent("ertacache.report", { detail }));
+}"""
 TIMES = {"seconds": 1.0, "seconds_computed": 0.8, "seconds_reused": 0.2, "cache_bytes": 4096, "speed_up": 1.5}
 REPORT = {"calls": 4, "computed": 2, "reused": 2, "compute": "1010", "sigmas": [], "text": "", **TIMES}
 POINT = {"speed": 2.0, "computed": 2, "of": 4, "median": 0.01, "worst": 0.02, "compute": "1010"}
@@ -147,9 +151,9 @@ def test_the_level_of_a_note_decides_and_not_its_words(tab: Any, planned: dict[s
     for type_, content in (("ERTACachedSampler", {**REPORT, "complete": False}), ("ERTALoadProfile", SHOWN)):
         calm, alarming = f"All is well with {type_}", f"{type_}: nothing recorded, does not fit, is not used"
         executed = {**content, "notes": [note("info", "", alarming), note("warning", "", calm)]}
-        tab.evaluate(EXECUTED, [type_, executed])
+        tab.evaluate(REPORTED_LATE, [type_, executed])
         toast(tab, calm).first.wait_for()
-        tab.evaluate(EXECUTED, [type_, executed])  # once more, as from ComfyUI's cache
+        tab.evaluate(REPORTED_LATE, [type_, executed])  # once more, as from ComfyUI's cache
         tab.page.wait_for_timeout(500)
         assert toast(tab, calm).count() == 1
         assert toast(tab, alarming).count() == 0
@@ -183,7 +187,7 @@ def test_notes_and_panel_are_shown_in_the_language(chinese: Any):
     assert chinese.words(".erta-legend") == words["panel"]["computed"] + words["panel"]["reused"]
     unknown = note("info", "of_another_version", "in English {x}", x="1")
     known = note("info", "profile_found", "English", name="{x} $& <b>")
-    chinese.evaluate(EXECUTED, ["ERTACachedSampler", {**REPORT, "notes": [unknown, known]}])
+    chinese.evaluate(REPORTED_LATE, ["ERTACachedSampler", {**REPORT, "notes": [unknown, known]}])
     chinese.wait_for(".erta-notes", "In English {x}")
     chinese.wait_for(".erta-notes", words["notes"]["profile_found"].format(name="{x} $& <b>"))
 
@@ -197,7 +201,7 @@ def test_without_translations_everything_is_in_english(chinese: Any, answer: str
     chinese.wait_until_ready()
     chinese.page.locator(".erta-panel").first.wait_for(state="attached")
     known = note("warning", "profile_found", "profile of a name", name="a name")
-    chinese.evaluate(EXECUTED, ["ERTACachedSampler", {**REPORT, "notes": [known]}])
+    chinese.evaluate(REPORTED_LATE, ["ERTACachedSampler", {**REPORT, "notes": [known]}])
     chinese.wait_for(".erta-warning", "Profile of a name")
     assert toast(chinese, "Profile of a name").count() == 1
     assert chinese.words(".erta-headline") == "1.5× faster, 2 of 4 model calls computed"
@@ -240,6 +244,10 @@ def test_inside_a_subgraph(profiled: ComfyServer, open_tab: Callable[..., Any], 
     report = """() => [...app.graph.subgraphs.values()][0].nodes.find((node) => node.comfyClass === "ERTACachedSampler")
       .widgets.find((widget) => widget.name === "erta_report").value"""
     assert "25 of 50 model calls computed" in tab.evaluate(report)
+    # Bypassed it hands its latent through, and nothing inside it is sampled.
+    tab.evaluate("() => { app.graph.nodes.find((node) => node.subgraph).mode = 4; }")
+    tab.queue()
+    assert not [output for output in tab.outputs().values() if "erta" in output]
 
 
 def test_another_tab_is_left_alone(profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]):

@@ -1,7 +1,9 @@
-"""A workflow that is saved from a run renders the same, to the bit, where the profile is missing."""
+"""A workflow that is saved from a run renders the same, to the bit, where the profile is missing, and only the workflow
+that was queued gets the plan."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import safetensors.torch
 import torch
 
 from ertacache.demo.server import ComfyServer
+from ertacache.demo.workflows import set_input, ui_to_api
 
 SAVED_IN = {
     "SaveAnimatedWEBP": "webp",
@@ -121,9 +124,28 @@ def saved(profiled: ComfyServer, browser: Any, planned: dict[str, Any]) -> dict[
     return {**found, "reference": latent_in(first["first.latent"])}
 
 
+def forget(server: ComfyServer) -> None:
+    """Nothing is served from the runs before. `/free` only sets a flag, seen to when the next run has ended."""
+    server.client._request("/free", {"unload_models": True, "free_memory": True})
+    empty = {"class_type": "ERTADemoEmptyLatent", "inputs": {"batch_size": 2}}
+    save = {"class_type": "SaveLatent", "inputs": {"samples": ["empty", 0], "filename_prefix": "forget"}}
+    server.client.run({"empty": empty, "save": save})
+
+
+def test_a_server_that_is_to_forget_serves_nothing_from_its_cache(stranger: ComfyServer, planned: dict[str, Any]):
+    graph = ui_to_api(planned, stranger.client.object_info())
+    for name, value in (("steps", 4), ("speed", 1.0)):  # leaves no profile
+        set_input(graph, "ERTACachedSampler", name, value)
+    for _ in range(2):
+        forget(stranger)
+        stranger.client.run(graph)
+        (kept,) = (event.data for event in stranger.client.events if event.type == "execution_cached")
+        assert kept["nodes"] == []
+
+
 def render_dropped(stranger: ComfyServer, tab: Any, name: str, content: bytes) -> torch.Tensor:
     """Drop the file where the profile is missing, queue, and return the latent."""
-    stranger.client._request("/free", {"unload_models": True, "free_memory": True})  # nothing from the run before
+    forget(stranger)
     tab.drop(name, content, KINDS[name.split(".")[-1]])
     found, served = run_and_collect(tab, stranger, "again")
     assert not {"ERTACachedSampler", "KSampler"} & set(served)
@@ -199,3 +221,47 @@ def test_a_workflow_in_which_nothing_was_set_works_as_well(
         tab.set("seed", seed)
         tab.queue()
         tab.wait_for(".erta-headline", headline)
+
+
+BEGIN = """() => new Promise((resolve) => {
+  const { api } = window.app;
+  window.done = new Promise((resolve) => api.addEventListener("execution_success", resolve, { once: true }));
+  api.addEventListener("ertacache.step", resolve, { once: true });
+  window.tabs = [window.app.extensionManager.workflow.activeWorkflow];
+  window.tabs[0].changeTracker.checkState();
+  window.app.queuePrompt(0);
+})"""
+
+# What a click on another workflow's tab does.
+SHOW = """async (i) => {
+  app.extensionManager.workflow.activeWorkflow.changeTracker.checkState();
+  await app.loadGraphData(JSON.parse(JSON.stringify(tabs[i].activeState)), true, true, tabs[i]);
+}"""
+
+
+@pytest.mark.parametrize("id_", ["11111111-2222-4333-8444-555555555555", "same"])
+@pytest.mark.parametrize("kind", ["sampler", "patch"])
+def test_a_workflow_that_was_not_queued_gets_no_plan_and_the_one_that_was_gets_it_when_it_is_shown(
+    tab: Any, planned: dict[str, Any], kind: str, id_: str
+):
+    """All workflows of a page have the same node ids, and a duplicated one has its original's own id too."""
+    type_, sampler = ("ERTACachedSampler",) * 2 if kind == "sampler" else ("ERTACache", "KSampler")
+    tab.drop("planned.json", planned)
+    if kind == "patch":
+        tab.evaluate(PATCH_INSTEAD)
+    tab.set("without_profile", "built-in plan", type_)
+    tab.set("seed", 600 + 2 * tab.vue + (id_ == "same"), sampler)
+    other = copy.deepcopy(tab.workflow())
+    other["id"] = other["id"] if id_ == "same" else id_
+    tab.set("steps", 200, sampler)
+    tab.evaluate(BEGIN)
+    tab.evaluate("async (graph) => { await app.loadGraphData(graph, true, true, null); }", other)
+    tab.evaluate("async () => { tabs.push(app.extensionManager.workflow.activeWorkflow); await done; }")
+    for turn, (shown, steps) in enumerate([(1, 50), (0, 200), (1, 50)]):
+        if turn:
+            tab.evaluate(SHOW, shown)
+        assert tab.value("steps", sampler) == steps
+        if shown == 0:
+            tab.wait_for(".erta-headline", "of 200 model calls computed")
+        assert bool(tab.value("plan", type_)) == (shown == 0)
+        assert tab.page.locator(".erta-headline").count() == (shown == 0) or turn == 2
