@@ -79,7 +79,7 @@ def _observe_run(
 
 
 def _context(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Context:
-    schedule = sigmas.detach().to("cpu", torch.float64).numpy()
+    schedule = sigmas.detach().cpu().double().numpy()  # in this order: Apple's devices have no float64
     sampling = guider.model_patcher.get_model_object("model_sampling")
     declared = conditioning_edges(guider.conds, sampling, schedule)
     edges = tuple(sorted({*declared, *guidance_edges(guider.model_options, schedule)}))

@@ -1,0 +1,114 @@
+"""docs/compatibility/neighbours.md: devices, guiders, samplers and packs of others that a run may meet.
+
+What stands for them here has their shape and nothing else of theirs: no other pack and no second GPU is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ertacache.erta.settings import Settings
+from ertacache.tests.comfy import traps
+from ertacache.tests.comfy.traps import cached, codes, error, levels, render, smooth
+
+pytestmark = pytest.mark.usefixtures("comfy_pack")
+
+
+def recording(store: Any, model: Any = None, **settings: Any) -> tuple[Any, Any]:
+    """(the model with a cache that records where it has no profile, what it reports)."""
+    from ertacache.comfy_erta.caching import Caching
+    from ertacache.comfy_erta.run import attach
+
+    reports: list[Any] = []
+    return attach(model or smooth(), Caching(Settings(**settings), store, reports.append)), reports
+
+
+def samplers() -> Any:
+    import comfy.samplers
+
+    return comfy.samplers
+
+
+def guider_of(cls: Any, model: Any, cfg: float = traps.GUIDANCE) -> Any:
+    guider = cls(model)
+    guider.set_conds(traps.phrase(0), traps.phrase(-1))
+    guider.set_cfg(cfg)
+    return guider
+
+
+# A device without float64
+
+
+class NoDouble(torch.Tensor):
+    """Refuses float64 as a tensor on Apple's devices does, in the same call that copies it to the host too."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = [*args[1:], *(kwargs or {}).values()]
+        converts = func in (torch.Tensor.to, torch.Tensor.type) and any(a is torch.float64 for a in asked)
+        if converts or func is torch.Tensor.double:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        result = super().__torch_function__(func, types, args, kwargs)
+        # By name: torch.device("cpu") is the stand-in's own device.
+        to_host = func is torch.Tensor.to and any(isinstance(a, str) and a == "cpu" for a in asked)
+        copied = func is torch.Tensor.cpu or to_host
+        return result.as_subclass(torch.Tensor) if copied and isinstance(result, torch.Tensor) else result
+
+
+def on_such_a_device(tensor: torch.Tensor) -> Any:
+    return tensor.as_subclass(NoDouble)
+
+
+@pytest.fixture
+def no_float64(monkeypatch: Any) -> Any:
+    """Sigmas, latents and with them all features of every run lie on such a device."""
+    real, loaded = samplers().CFGGuider.outer_sample, samplers().KSampler.calculate_sigmas
+
+    def outer_sample(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any) -> Any:
+        noise, latent, sigmas = map(on_such_a_device, (noise, latent, sigmas))
+        return real(guider, noise, latent, sampler, sigmas, *args, **kwargs)
+
+    monkeypatch.setattr(samplers().CFGGuider, "outer_sample", outer_sample)
+    monkeypatch.setattr(samplers().KSampler, "calculate_sigmas", lambda s, n: on_such_a_device(loaded(s, n)))
+
+
+def custom(model: Any) -> Any:
+    sigmas = traps.node("nodes_custom_sampler", "BasicScheduler", model, "simple", traps.STEPS, 1.0)
+    return traps.with_guider(traps.cfg_guider(model), on_such_a_device(sigmas))
+
+
+@levels
+@pytest.mark.parametrize("sample", [render, custom])
+def test_a_device_without_float64_records_and_reuses(level: str, sample: Any, store: Any, no_float64: Any) -> None:
+    model, reports = recording(store, level=level, speed=2.0)
+    full = sample(smooth())
+    assert isinstance(full, torch.Tensor) and torch.equal(sample(model), full)
+    assert "recorded" in codes(reports[0]), reports[0].as_text()
+    assert error(sample(model), full) < 0.05
+    assert reports[1].reused == traps.STEPS // 2, reports[1].as_text()
+
+
+@levels
+def test_a_device_without_float64_follows_the_built_in_plan_and_the_papers(level: str, no_float64: Any) -> None:
+    full = render()
+    for mode in ("planned", "paper"):
+        model, reports = cached(None, speed=2.0, level=level, mode=mode)
+        assert error(render(model), full) < 0.3 and reports[0].reused
+
+
+def test_a_profile_is_measured_on_a_device_without_float64(no_float64: Any) -> None:
+    """With its perturbed run."""
+    known = traps.measure(lambda model, run: render(model, seed=40 + run), "output", smooth())
+    assert known.tables[0].gain is not None
+
+
+def test_pictures_on_a_device_without_float64_are_compared(comfy_pack: Any) -> None:
+    from ertacache.erta import metrics
+
+    one, other = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
+    for measure in (metrics.frame_psnr, metrics.ssim):
+        there = measure(on_such_a_device(one), on_such_a_device(other), 1.0)
+        assert torch.equal(there, measure(one, other, 1.0))
