@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..erta.notes import note
 from .session import Session
 
 GUIDED = "guided"
@@ -19,13 +20,17 @@ class OutputLevel:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
+    def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+        """What is no prediction of the latent's shape is handed on untouched, and ends what is reused."""
         x, timestep = args[0], args[1]
         d = self.session.predict(GUIDED)
         if d is not None and d.shape == x.shape and d.device == x.device:
             return from_d(x, timestep, d), True
         self.session.check(timestep)
-        denoised: Tensor = executor(*args, **kwargs)
+        denoised = executor(*args, **kwargs)
+        if not (isinstance(denoised, Tensor) and denoised.shape == x.shape):
+            kind = f"shape {tuple(denoised.shape)}" if isinstance(denoised, Tensor) else type(denoised).__name__
+            self.session.stop(note("unknown_answer", call=self.session.call, kind=kind))
         if self.session.observer is None:
             return denoised, False
         d = to_d(x, timestep, denoised)

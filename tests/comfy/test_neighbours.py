@@ -5,6 +5,7 @@ What stands for them here has their shape and nothing else of theirs: no other p
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from ertacache.erta.settings import Settings
 from ertacache.tests.comfy import traps
-from ertacache.tests.comfy.traps import cached, codes, error, levels, render, smooth
+from ertacache.tests.comfy.traps import cached, codes, error, levels, profile, render, smooth
 
 pytestmark = pytest.mark.usefixtures("comfy_pack")
 
@@ -112,3 +113,90 @@ def test_pictures_on_a_device_without_float64_are_compared(comfy_pack: Any) -> N
     for measure in (metrics.frame_psnr, metrics.ssim):
         there = measure(on_such_a_device(one), on_such_a_device(other), 1.0)
         assert torch.equal(there, measure(one, other, 1.0))
+
+
+# Guiders that give more than one prediction
+
+
+def pair(one: torch.Tensor) -> Any:
+    return one, one
+
+
+def widened(one: torch.Tensor) -> Any:
+    return torch.cat([one, one], dim=1)
+
+
+@functools.cache
+def double_guider(twice: Any) -> Any:
+    """As LanPaint's: its own sampler takes apart what it gives."""
+
+    class Doubled(samplers().CFGGuider):
+        def predict_noise(self, *args: Any, **kwargs: Any) -> Any:
+            return twice(super().predict_noise(*args, **kwargs))
+
+    return Doubled
+
+
+def first_of_two(model: Any, x: Any, sigmas: Any, **kwargs: Any) -> Any:
+    def only(*args: Any, **more: Any) -> Any:
+        out = model(*args, **more)
+        return out[0] if isinstance(out, tuple) else out[:, : x.shape[1]]
+
+    return samplers().k_diffusion_sampling.sample_euler(only, x, sigmas, **kwargs)
+
+
+@pytest.mark.parametrize("twice", [pair, widened])
+@pytest.mark.parametrize("how", ["record", "built-in", "profile"])
+def test_more_than_one_prediction_is_handed_on_untouched_with_one_line(how: str, twice: Any, store: Any) -> None:
+    def sample(model: Any) -> Any:
+        return traps.with_guider(guider_of(double_guider(twice), model), sampler=samplers().KSAMPLER(first_of_two))
+
+    known = profile() if how == "profile" else None
+    model, reports = recording(store) if how == "record" else cached(None, known, speed=2.0)
+    assert torch.equal(sample(model), sample(smooth()))
+    (told,) = [one for one in reports[0].notes if one.code == "unknown_answer"]
+    assert told.values["call"] == "0" and ("tuple" if twice is pair else "(1, 32, 2, 8, 8)") in told.text
+    assert not reports[0].reused and not store.names()
+
+
+# Samplers that ask the guider for its scale
+
+
+def daemon(model: Any, x: Any, sigmas: Any, **kwargs: Any) -> Any:
+    """As Detail Daemon: by the guider's scale it shows the model a little less noise in the middle of the run."""
+    cfg, last = float(getattr(model.inner_model, "cfg", 1.0)), float(sigmas[0])
+
+    def shown(x: Any, sigma: Any, **extra: Any) -> Any:
+        return model(x, sigma * (1.0 - 0.005 * cfg * (0.3 < float(sigma[0]) / last < 0.97)), **extra)
+
+    return samplers().k_diffusion_sampling.sample_euler(shown, x, sigmas, **kwargs)
+
+
+def test_a_sampler_that_asks_the_guider_for_its_scale_is_foreseen(store: Any) -> None:
+    def sample(model: Any) -> Any:
+        return traps.with_guider(traps.cfg_guider(model), sampler=samplers().KSAMPLER(daemon))
+
+    model, reports = recording(store)
+    full = sample(model)
+    assert "recorded" in codes(reports[0]), reports[0].as_text()
+    assert error(sample(model), full) < 0.05 and reports[1].reused == traps.STEPS // 2
+
+
+def test_the_probe_shows_a_guiders_plain_attributes_and_runs_nothing_of_it() -> None:
+    from ertacache.comfy_erta.probing import plain_attributes
+
+    class Guider:
+        scale = 2.0
+
+        def __init__(self) -> None:
+            self.cfg, self.steps, self.mask, self.conds = [1.0, 2.0], 3, torch.zeros(2), {"positive": []}
+
+        @property
+        def touched(self) -> float:
+            raise AssertionError
+
+    guider = Guider()
+    shown = plain_attributes(guider)
+    assert sorted(shown) == ["cfg", "mask", "scale", "steps"]
+    shown["cfg"].clear(), shown["mask"].fill_(1.0)
+    assert guider.cfg == [1.0, 2.0] and not guider.mask.any()
