@@ -1,10 +1,11 @@
 """Sigmas at which conditioning or guidance starts or ends, so that something else is combined from there on."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
+
+from .describing import kept_by
 
 _PERCENTS = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent")
 
@@ -30,7 +31,7 @@ def guidance_edges(model_options: dict[str, Any], schedule: np.ndarray) -> tuple
     declare it nowhere. So every number there whose name contains "sigma" counts as an edge. A false one costs a
     computed model call.
     """
-    named = (pair for function in _callables(model_options, _DEEPEST) for pair in _kept_by(function))
+    named = (pair for function in _callables(model_options, _DEEPEST) for pair in kept_by(function))
     return _inside({value for name, value in named if isinstance(value, float) and "sigma" in name}, schedule)
 
 
@@ -45,15 +46,6 @@ def _callables(options: Any, depth: int) -> Iterator[Any]:
             yield from _callables(value, depth - 1) if depth else ()
     elif callable(options):
         yield options
-
-
-def _kept_by(function: Any) -> Iterator[tuple[str, Any]]:
-    """Names and values in a function's closure, or on the object that it belongs to or that is called like one."""
-    yield from getattr(getattr(function, "__self__", function), "__dict__", {}).items()
-    cells = getattr(function, "__closure__", None) or ()
-    for name, cell in zip(getattr(getattr(function, "__code__", None), "co_freevars", ()), cells, strict=False):
-        with suppress(ValueError):  # nothing was ever put into it
-            yield name, cell.cell_contents
 
 
 def _percents(cond: dict[str, Any]) -> Iterator[float]:
