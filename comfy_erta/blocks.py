@@ -34,13 +34,18 @@ Slot = tuple[str, int]
 def block_slots(model_patcher: Any) -> list[Slot]:
     """The slots of a model's blocks, in the order in which they run. Raises UnknownResponse where they are unknown."""
     model = model_patcher.model.diffusion_model
-    slots = [(kind, i) for kind, name in known_blocks(model).items() for i in range(len(getattr(model, name)))]
+    slots = blocks_in(model)
     if not slots:
         raise UnknownResponse(
             f"level 'blocks' is known for {', '.join(_BLOCKS)} only, this is {type(model).__name__}: "
             "choose level 'output'"
         )
     return slots
+
+
+def blocks_in(model: Any) -> list[Slot]:
+    """The slots of a diffusion model's blocks, in the order in which they run; none where they are unknown."""
+    return [(kind, i) for kind, name in known_blocks(model).items() for i in range(len(getattr(model, name)))]
 
 
 def known_blocks(model: Any) -> dict[str, str]:

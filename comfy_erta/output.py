@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..erta.notes import note
+from .neighbours import Forwards
 from .session import Session
 
 GUIDED = "guided"
@@ -19,24 +20,37 @@ class OutputLevel:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.forwards: Forwards | None = None
+
+    def prepare(self, guider: Any) -> None:
+        self.forwards = Forwards(guider)
 
     def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
-        """What is no prediction of the latent's shape is handed on untouched, and ends what is reused."""
         x, timestep = args[0], args[1]
         d = self.session.predict(GUIDED)
         if d is not None and d.shape == x.shape and d.device == x.device:
             return from_d(x, timestep, d), True
         self.session.check(timestep)
-        denoised = executor(*args, **kwargs)
-        if not (isinstance(denoised, Tensor) and denoised.shape == x.shape):
-            kind = f"shape {tuple(denoised.shape)}" if isinstance(denoised, Tensor) else type(denoised).__name__
-            self.session.stop(note("unknown_answer", call=self.session.call, kind=kind))
+        denoised = self._computed(executor, x, *args, **kwargs)
         if self.session.observer is None:
             return denoised, False
         d = to_d(x, timestep, denoised)
         used = self.session.observe(GUIDED, d)
         # Untouched where nothing is corrected: the way through d and back costs 1e-5 in float32.
         return (denoised if used is d else from_d(x, timestep, used)), False
+
+    def _computed(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the guider answers. What is no prediction, or none of the model's, stops the session."""
+        if self.session.observer is None or self.forwards is None:
+            return executor(*args, **kwargs)
+        self.forwards.begin()
+        denoised = executor(*args, **kwargs)
+        if not (isinstance(denoised, Tensor) and denoised.shape == x.shape):
+            kind = f"shape {tuple(denoised.shape)}" if isinstance(denoised, Tensor) else type(denoised).__name__
+            self.session.stop(note("unknown_answer", call=self.session.call, kind=kind))
+        elif self.forwards.skipped():
+            self.session.stop(note("answered_elsewhere", call=self.session.call))
+        return denoised
 
 
 def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:

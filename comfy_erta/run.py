@@ -27,9 +27,10 @@ from .session import KEY, Session
 from .stopwatch import Stopwatch
 from .task import Context, Start, Task, Watcher
 
-# Other step caches, by a part of the names that they leave in the options or that their functions come from.
+# Other step caches, by a part of the names that they leave in the options or that their functions come from. A help:
+# those of other names are noticed by what they do (neighbours.py).
 _OTHER_CACHES = ("easycache", "lazycache", "teacache", "magcache", "fbcache", "first_block", "wavespeed", "cachedit")
-_OTHER_CACHES += ("cache_dit", "spectrum")
+_OTHER_CACHES += ("cache_dit", "spectrum", "taylorseer")
 
 
 def attach(model: Any, task: Task, watcher: Watcher | None = None) -> Any:
@@ -111,8 +112,9 @@ def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
 def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Watcher | None) -> None:
     """Put the session's level around every model call of the sampler."""
     level: OutputLevel | BlocksLevel = OutputLevel(session)
-    if session.start.level == "blocks" and session.observer is not None:
-        level = BlocksLevel(session, block_slots(guider.model_patcher))
+    if session.observer is not None:
+        if session.start.level == "blocks":
+            level = BlocksLevel(session, block_slots(guider.model_patcher))
         level.prepare(guider)
 
     def predict_noise(executor: Any, *args: Any, **kwargs: Any) -> Tensor:

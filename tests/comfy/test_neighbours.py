@@ -200,3 +200,118 @@ def test_the_probe_shows_a_guiders_plain_attributes_and_runs_nothing_of_it() -> 
     assert sorted(shown) == ["cfg", "mask", "scale", "steps"]
     shown["cfg"].clear(), shown["mask"].fill_(1.0)
     assert guider.cfg == [1.0, 2.0] and not guider.mask.any()
+
+
+# Caches of other names
+
+
+def every_other(kept: dict[str, Any], sigma: float, compute: Any) -> Any:
+    """From the fourth model call on every other one is answered by what was computed last."""
+    if sigma > kept.get("sigma", 0.0):
+        kept.clear()
+    if sigma != kept.get("sigma"):
+        kept.update(sigma=sigma, calls=kept.get("calls", 0) + 1)
+    if kept["calls"] > 3 and kept["calls"] % 2:
+        return kept["out"]
+    kept["out"] = compute()
+    return kept["out"]
+
+
+def around_the_model() -> Any:
+    """As ComfyUI-TaylorSeer: in the one slot for a function around the model."""
+    model, kept = smooth().clone(), {}
+
+    def around(apply: Any, given: Any) -> Any:
+        sigma = float(given["timestep"][0])
+        return every_other(kept, sigma, lambda: apply(given["input"], given["timestep"], **given["c"]))
+
+    model.set_model_unet_function_wrapper(around)
+    return model
+
+
+def inside_the_model() -> Any:
+    """As EasyCache: a wrapper inside of what ComfyUI does around the model."""
+    kept: dict[str, Any] = {}
+
+    def inside(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        return every_other(kept, float(args[1].reshape(-1)[0]), lambda: executor(*args, **kwargs))
+
+    return traps.wrapped(smooth(), "diffusion_model", inside)
+
+
+def around_the_guidance() -> Any:
+    """As LazyCache."""
+    kept: dict[str, Any] = {}
+
+    def inside(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        return every_other(kept, float(args[3].reshape(-1)[0]), lambda: executor(*args, **kwargs))
+
+    return traps.wrapped(smooth(), "calc_cond_batch", inside)
+
+
+def in_place_of_the_blocks() -> Any:
+    """As first block caches: the blocks behind the first are left out, and what they added is added again."""
+    model, kept = smooth().clone(), {}
+
+    def patch(args: Any, extra: Any) -> Any:
+        sigma = float(args["transformer_options"]["sigmas"][0])
+        added = every_other(kept, sigma, lambda: extra["original_block"](args)["img"] - args["img"])
+        return {"img": args["img"] + added}
+
+    model.set_model_patch_replace(patch, "dit", "double_block", 1)
+    return model
+
+
+OTHERS = [around_the_model, inside_the_model, around_the_guidance, in_place_of_the_blocks]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("how", ["record", "built-in"])
+def test_a_cache_of_any_name_is_noticed_by_what_it_does(how: str, other: Any, store: Any, monkeypatch: Any) -> None:
+    import sys
+
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    alone = render(other())
+    base = other()
+    model, reports = recording(store, base) if how == "record" else cached(base, speed=1.2)
+    result = render(model)
+    assert "answered_elsewhere" in codes(reports[0]), reports[0].as_text()
+    assert not store.names()
+    assert error(result, alone) < (1e-6 if how == "record" else 0.05)
+
+
+def test_in_a_process_that_compiles_a_cache_around_the_model_is_noticed(store: Any, monkeypatch: Any) -> None:
+    import sys
+
+    import torch._dynamo
+
+    assert torch._dynamo.__name__ in sys.modules
+    model, reports = recording(store, around_the_model())
+    render(model)
+    assert "answered_elsewhere" in codes(reports[0]) and not store.names()
+
+
+def test_ranges_passes_and_windows_are_no_cache() -> None:
+    """A model call with fewer conds, with other passes or with windows is a computed one."""
+    from ertacache.tests.comfy.test_traps_owner import skip_layer, windowed
+
+    cases = [
+        (smooth(), {"negative": traps.phrase(-1, start_percent=0.0, end_percent=0.5)}),
+        (skip_layer(0.3, 0.7), {}),
+        (skip_layer(0.0, 1.0, "0, 1"), {}),
+        (windowed("standard_uniform"), {"latent": traps.empty(frames=13, height=4, width=4)}),
+    ]
+    for base, inputs in cases:
+        model, reports = cached(base, speed=1.5)
+        render(model, **inputs)
+        assert "answered_elsewhere" not in codes(reports[0]) and reports[0].reused
+
+
+def test_the_name_of_a_function_around_the_model_is_known() -> None:
+    from ertacache.comfy_erta.run import other_caches
+
+    def around(apply: Any, given: Any) -> Any:
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    around.__module__ = "ComfyUI-TaylorSeer.nodes"
+    assert other_caches({"model_function_wrapper": around}) == ("taylorseer",)
