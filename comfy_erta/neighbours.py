@@ -1,14 +1,96 @@
 """What others on the same model do while a run goes on, noticed by what happens and not by their names."""
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import comfy.patcher_extension
+import torch
 from comfy.patcher_extension import WrappersMP
 
 from .blocks import blocks_in
+from .describing import few_values, kept_by, plain_attributes
 from .session import KEY
+
+# So many entries of a list or an object are looked at.
+_MOST = 32
+
+# Options in which functions of guidance stand, one or a list of them.
+_GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
+_GUIDANCE += ("sampler_calc_cond_batch_function",)
+
+
+class Memory:
+    """Whether guidance remembers earlier model calls, or switches by what it sees there.
+
+    It is then not what a reused model call takes it for, as that runs no guidance. What its functions and the guider
+    keep is looked at before the first two model calls and before each computed one. What goes with sigma is a clock.
+
+    doubt: the first call has changed something. That may set up what stays, so the next one is to be computed.
+    """
+
+    def __init__(self, guider: Any) -> None:
+        self.guider, self.doubt = guider, False
+        self.looks = 0
+        self.sigma: float | None = None  # of the computed call since the last look
+        self.last: tuple[float | None, dict[str, Any]] = (None, {})
+
+    def computed(self, sigma: float) -> None:
+        """A model call at sigma was computed."""
+        self.sigma = sigma
+
+    def changed(self, reused: bool) -> str:
+        """Before a model call: the name of what the last computed one has changed; "" for nothing."""
+        if (reused and self.looks > 1 and not self.doubt) or (self.looks and self.sigma is None):
+            return ""
+        first, self.looks = not self.looks, self.looks + 1
+        (old_sigma, old), (sigma, kept) = self.last, (self.sigma, dict(_kept(self.guider)))
+        self.last, self.sigma = (sigma, kept), None
+        moved = [name for name in kept if not first and _moved(old.get(name), kept[name], old_sigma, sigma)]
+        self.doubt = old_sigma is None and bool(moved)
+        return moved[0] if moved and not self.doubt else ""
+
+
+def _moved(old: Any, new: Any, old_sigma: float | None, sigma: float | None) -> bool:
+    if old == new or not (isinstance(new, float) and sigma):
+        return bool(old != new)
+    clock = old * sigma / old_sigma if isinstance(old, float) and old_sigma else sigma
+    return not math.isclose(new, clock, rel_tol=1e-4)
+
+
+def _kept(guider: Any) -> Iterator[tuple[str, Any]]:
+    """Numbers and tensors that the functions of guidance and the guider keep, by name, as what tells them apart."""
+    for name, value in plain_attributes(guider).items():
+        yield from _shown(f"{name} of {type(guider).__name__}", value)
+    for option in _GUIDANCE:
+        functions = guider.model_options.get(option, ())
+        for n, function in enumerate(functions if isinstance(functions, list | tuple) else [functions]):
+            owner = getattr(function, "__qualname__", type(function).__name__).split(".")[0]
+            for name, value in kept_by(function):
+                yield from _shown(f"{name} of {owner}" + f" {n + 1}" * (n > 0), value)
+
+
+def _shown(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Numbers in lists are logs; what is in the objects of others is looked at one level deep."""
+    if isinstance(value, torch.Tensor):
+        yield name, float(value) if value.numel() == 1 else (tuple(value.shape), few_values(value))
+    elif isinstance(value, int | float):
+        yield name, float(value)
+    else:
+        inside = enumerate(value) if isinstance(value, list | tuple) else _inside(value)
+        numbers = () if isinstance(value, list | tuple) else (int, float)
+        for key, entry in islice(inside, _MOST):
+            if isinstance(entry, (torch.Tensor, *numbers)):
+                yield from _shown(f"{key} in {name}", entry)
+
+
+def _inside(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    own = not isinstance(value, torch.nn.Module) and not type(value).__module__.startswith("comfy")
+    return list(getattr(value, "__dict__", {}).items()) if own else ()
 
 
 class Forwards:

@@ -1,5 +1,6 @@
 """The sampler's impulse response in ComfyUI: run its own function on unit impulses, leaving no trace."""
 
+import copy
 import inspect
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 
 from ..erta.response import Denoise, ImpulseResponse, UnknownResponse, probe
+from .describing import plain_attributes
 
 
 class _ProbedModel:
@@ -22,8 +24,8 @@ class _ProbedModel:
         # Samplers of other packs ask where the model computes, and for marks on its modules, of which there are none.
         base = SimpleNamespace(model_sampling=sampling, device=torch.device("cpu"), diffusion_model=SimpleNamespace())
         # They ask the guider for its scale too (Detail Daemon).
-        shown = plain_attributes(guider) | {"model_patcher": model_patcher, "inner_model": base}
-        self.inner_model = SimpleNamespace(**shown)
+        facts = {name: copy.deepcopy(value) for name, value in plain_attributes(guider).items()}
+        self.inner_model = SimpleNamespace(**facts | {"model_patcher": model_patcher, "inner_model": base})
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         # Some would even seem linear here: they start from a zero where no unconditional prediction arrives.
@@ -31,20 +33,6 @@ class _ProbedModel:
             reads = "reads predictions from within guidance, which a reused model call does not have"
             raise UnknownResponse(f"{self._sampler} {reads}")
         return self._denoise(x, sigma)
-
-
-def plain_attributes(owner: Any) -> dict[str, Any]:
-    """Copies of the numbers, texts, lists and tensors that an object or its class holds. Nothing of it is run."""
-    found: dict[str, Any] = {}
-    for one in (*reversed(type(owner).__mro__), owner):
-        for name, value in getattr(one, "__dict__", {}).items():
-            if name.startswith("_"):
-                continue
-            if isinstance(value, torch.Tensor):
-                found[name] = value.detach().clone()
-            elif isinstance(value, list | tuple | int | float | str):
-                found[name] = list(value) if isinstance(value, list) else value
-    return found
 
 
 def sampler_response(sampler: Any, schedule: np.ndarray, model_patcher: Any, guider: Any = None) -> ImpulseResponse:

@@ -20,7 +20,7 @@ from ..erta.profile import ProfileError
 from ..erta.response import UnknownResponse
 from ..erta.schedules import as_text
 from .blocks import BlocksLevel, block_slots
-from .edges import conditioning_edges, guidance_edges
+from .edges import conditioning_edges, guidance_edges, guider_edges
 from .output import OutputLevel
 from .report import Report
 from .session import KEY, Session
@@ -83,7 +83,8 @@ def _context(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Contex
     schedule = sigmas.detach().cpu().double().numpy()  # in this order: Apple's devices have no float64
     sampling = guider.model_patcher.get_model_object("model_sampling")
     declared = conditioning_edges(guider.conds, sampling, schedule)
-    edges = tuple(sorted({*declared, *guidance_edges(guider.model_options, schedule)}))
+    kept = (*guidance_edges(guider.model_options, schedule), *guider_edges(guider, sampling, schedule))
+    edges = tuple(sorted({*declared, *kept}))
     return Context(guider, sampler, schedule, tuple(noise.shape), edges)
 
 

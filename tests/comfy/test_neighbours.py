@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from ertacache.erta.plan_file import plan_from_json
 from ertacache.erta.settings import Settings
 from ertacache.tests.comfy import traps
 from ertacache.tests.comfy.traps import cached, codes, error, levels, profile, render, smooth
@@ -183,7 +184,7 @@ def test_a_sampler_that_asks_the_guider_for_its_scale_is_foreseen(store: Any) ->
 
 
 def test_the_probe_shows_a_guiders_plain_attributes_and_runs_nothing_of_it() -> None:
-    from ertacache.comfy_erta.probing import plain_attributes
+    from ertacache.comfy_erta import probing
 
     class Guider:
         scale = 2.0
@@ -196,8 +197,8 @@ def test_the_probe_shows_a_guiders_plain_attributes_and_runs_nothing_of_it() -> 
             raise AssertionError
 
     guider = Guider()
-    shown = plain_attributes(guider)
-    assert sorted(shown) == ["cfg", "mask", "scale", "steps"]
+    shown = vars(probing._ProbedModel(lambda x, sigma: x, smooth(), "its sampler", guider).inner_model)
+    assert sorted(shown) == ["cfg", "inner_model", "mask", "model_patcher", "scale", "steps"]
     shown["cfg"].clear(), shown["mask"].fill_(1.0)
     assert guider.cfg == [1.0, 2.0] and not guider.mask.any()
 
@@ -315,3 +316,159 @@ def test_the_name_of_a_function_around_the_model_is_known() -> None:
 
     around.__module__ = "ComfyUI-TaylorSeer.nodes"
     assert other_caches({"model_function_wrapper": around}) == ("taylorseer",)
+
+
+# Guiders that keep a range, a scale for each step or a switch
+
+
+@functools.cache
+def scheduled_guider() -> Any:
+    """As KJNodes' ScheduledCFGGuidance: guidance within a range of the steps, by a scale or by a list of them."""
+
+    class Scheduled(samplers().CFGGuider):
+        def set_cfg(self, cfg: Any, start_percent: float = 0.0, end_percent: float = 1.0) -> None:
+            self.cfg, self.start_percent, self.end_percent = cfg, start_percent, end_percent
+
+        def predict_noise(self, x: Any, timestep: Any, model_options: Any = None, seed: Any = None) -> Any:
+            steps = model_options["transformer_options"]["sample_sigmas"]
+            at = int((steps - timestep[0]).abs().argmin())
+            within = self.start_percent <= at / (len(steps) - 1) <= self.end_percent
+            scale = self.cfg[at] if isinstance(self.cfg, (list, torch.Tensor)) else self.cfg
+            kept, self.cfg = self.cfg, float(scale) if within else 1.0
+            try:
+                return super().predict_noise(x, timestep, model_options, seed)
+            finally:
+                self.cfg = kept
+
+    return Scheduled
+
+
+def with_schedule(model: Any, *schedule: Any) -> Any:
+    guider = guider_of(scheduled_guider(), model)
+    guider.set_cfg(*schedule)
+    return traps.with_guider(guider)
+
+
+HALVES = [6.0] * 6 + [1.0] * 6
+SCHEDULES = {
+    "a range": ((6.0, 0.25, 0.6), {3, 8}),
+    "a range between steps": ((6.0, 0.3, 0.62), {4, 8}),
+    "a list": ((HALVES,), {6}),
+    "a tensor": ((torch.tensor(HALVES),), {6}),
+    "a list that falls evenly": (([6.0 - 0.4 * i for i in range(12)],), set()),
+}
+
+
+@levels
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_range_or_a_scale_for_each_step_that_a_guider_keeps_is_an_edge(level: str, name: str) -> None:
+    schedule, edges = SCHEDULES[name]
+    model, reports = cached(None, profile(level), speed=1.5, level=level)
+    result, full = with_schedule(model, *schedule), with_schedule(smooth(), *schedule)
+    assert edges <= set(plan_from_json(reports[0].plan).resets), "reuse goes on across the edge"
+    assert bool(edges) or len(plan_from_json(reports[0].plan).resets) == 1
+    assert error(result, full) < 0.03 and reports[0].reused > 0
+
+
+@functools.cache
+def adaptive_guider() -> Any:
+    """As Adaptive Guidance: where the two predictions are alike, guidance ends for the rest of the run."""
+
+    class Adaptive(samplers().CFGGuider):
+        threshold, threshold_timestep = 0.0, 0.0
+
+        def predict_noise(self, x: Any, timestep: Any, model_options: Any = None, seed: Any = None) -> Any:
+            sigma = float(timestep[0])
+            if self.threshold_timestep > sigma:
+                kept, self.cfg = self.cfg, 1.0
+                try:
+                    return super().predict_noise(x, timestep, model_options, seed)
+                finally:
+                    self.cfg = kept
+            if sigma < self.threshold:  # what is seen there stands for the likeness of the two
+                self.threshold_timestep = sigma
+            return super().predict_noise(x, timestep, model_options, seed)
+
+    return Adaptive
+
+
+@pytest.mark.parametrize("how", ["record", "built-in"])
+def test_a_guider_that_switches_on_the_way_is_noticed(how: str, store: Any) -> None:
+    def sample(model: Any) -> Any:
+        guider = guider_of(adaptive_guider(), model)
+        guider.threshold = 0.93
+        return traps.with_guider(guider)
+
+    full = sample(smooth())
+    model, reports = recording(store) if how == "record" else cached(None, speed=1.5)
+    assert error(sample(model), full) < 0.03
+    (told,) = [one for one in reports[0].notes if one.code == "guidance_remembers"]
+    assert told.values["name"] == "threshold_timestep of Adaptive" and not store.names()
+
+
+# Guidance with a memory
+
+
+def by_a_closure(momentum: float) -> Any:
+    """ComfyUI's own."""
+    return traps.node("nodes_apg", "APG", smooth(), 0.5, 5.0, momentum)
+
+
+class Averaged:
+    """The same as an object that is called, whose mean lies one object deeper."""
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum, self.kept = momentum, {"mean": None, "sigma": 0.0}
+
+    def __call__(self, args: dict[str, Any]) -> torch.Tensor:
+        moved, sigma = args["cond_denoised"] - args["uncond_denoised"], float(args["sigma"][0])
+        mean = None if sigma > self.kept["sigma"] else self.kept["mean"]
+        self.kept["sigma"] = sigma
+        if self.momentum:
+            self.kept["mean"] = moved if mean is None else moved + self.momentum * mean
+        return args["denoised"] + 0.3 * (self.kept["mean"] if self.momentum else moved)
+
+
+def by_an_object(momentum: float) -> Any:
+    model = smooth().clone()
+    model.set_model_sampler_post_cfg_function(Averaged(momentum))
+    return model
+
+
+MEMORIES = [by_a_closure, by_an_object]
+
+
+@pytest.mark.parametrize("make", MEMORIES)
+def test_a_run_whose_guidance_remembers_is_computed_in_full_and_named(make: Any, store: Any) -> None:
+    base = make(-0.75)
+    full = render(base)
+    model, reports = recording(store, base)
+    for _ in range(2):
+        assert torch.equal(render(model), full)
+        (told,) = [one for one in reports[-1].notes if one.code == "guidance_remembers"]
+        assert ("running_avg of APG" if make is by_a_closure else "mean in kept of Averaged") == told.values["name"]
+    assert not store.names()
+
+
+@pytest.mark.parametrize("make", MEMORIES)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_memory_is_noticed_within_a_run_that_reuses(make: Any, known: bool) -> None:
+    base = make(-0.75)
+    model, reports = cached(base, profile() if known else None, speed=2.0)
+    assert torch.equal(render(model), render(base))
+    assert "guidance_remembers" in codes(reports[0]) and not reports[0].reused
+
+
+@pytest.mark.parametrize("make", MEMORIES)
+def test_a_clock_and_what_the_first_call_sets_up_are_no_memory(make: Any, store: Any) -> None:
+    """Both keep the last sigma, to see a new run begin."""
+    model, reports = recording(store, make(0.0))
+    full = render(model)
+    assert "recorded" in codes(reports[0]), reports[0].as_text()
+    assert error(render(model), full) < 0.03 and reports[1].reused == traps.STEPS // 2
+
+
+def test_blocks_level_runs_all_guidance_and_leaves_its_memory_alone() -> None:
+    base = by_a_closure(-0.5)
+    model, reports = cached(base, profile("blocks"), speed=2.0, level="blocks")
+    assert error(render(model), render(base)) < 0.03 and reports[0].reused == traps.STEPS // 2
