@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 
 from .blocks import blocks_in
 from .describing import few_values, kept_by, plain_attributes
+from .memory_graph import opens_memory_graph
 from .session import KEY
 
 # So many entries of a list or an object are looked at.
@@ -36,19 +37,29 @@ class Memory:
         self.looks = 0
         self.sigma: float | None = None  # of the computed call since the last look
         self.last: tuple[float | None, dict[str, Any]] = (None, {})
+        # The guider's numbers after the last computed call, and those of them that were set in it: wrappers around it
+        # lend the guider others.
+        self.numbers: dict[str, Any] = {}
+        self.set: set[str] = set()
+
+    def begin(self) -> None:
+        """A model call is about to be computed."""
+        self.numbers = dict(_numbers(self.guider))
 
     def computed(self, sigma: float) -> None:
-        """A model call at sigma was computed."""
-        self.sigma = sigma
+        """It was computed, at sigma."""
+        before, self.numbers = self.numbers, dict(_numbers(self.guider))
+        self.sigma, self.set = sigma, {name for name in self.numbers if self.numbers[name] != before.get(name)}
 
     def changed(self, reused: bool) -> str:
         """Before a model call: the name of what the last computed one has changed; "" for nothing."""
         if (reused and self.looks > 1 and not self.doubt) or (self.looks and self.sigma is None):
             return ""
         first, self.looks = not self.looks, self.looks + 1
-        (old_sigma, old), (sigma, kept) = self.last, (self.sigma, dict(_kept(self.guider)))
+        (old_sigma, old), (sigma, kept) = self.last, (self.sigma, self.numbers | dict(_kept(self.guider)))
         self.last, self.sigma = (sigma, kept), None
         moved = [name for name in kept if not first and _moved(old.get(name), kept[name], old_sigma, sigma)]
+        moved = [name for name in moved if name in self.set or name not in self.numbers]
         self.doubt = old_sigma is None and bool(moved)
         return moved[0] if moved and not self.doubt else ""
 
@@ -60,10 +71,17 @@ def _moved(old: Any, new: Any, old_sigma: float | None, sigma: float | None) -> 
     return not math.isclose(new, clock, rel_tol=1e-4)
 
 
-def _kept(guider: Any) -> Iterator[tuple[str, Any]]:
-    """Numbers and tensors that the functions of guidance and the guider keep, by name, as what tells them apart."""
+def _numbers(guider: Any) -> Iterator[tuple[str, float]]:
     for name, value in plain_attributes(guider).items():
-        yield from _shown(f"{name} of {type(guider).__name__}", value)
+        if isinstance(value, int | float):
+            yield f"{name} of {type(guider).__name__}", float(value)
+
+
+def _kept(guider: Any) -> Iterator[tuple[str, Any]]:
+    """Tensors that the guider keeps, and tensors and numbers that functions of guidance keep, as what tells them apart."""
+    for name, value in plain_attributes(guider).items():
+        if not isinstance(value, int | float):
+            yield from _shown(f"{name} of {type(guider).__name__}", value)
     for option in _GUIDANCE:
         functions = guider.model_options.get(option, ())
         for n, function in enumerate(functions if isinstance(functions, list | tuple) else [functions]):
@@ -103,10 +121,12 @@ class Forwards:
     def __init__(self, guider: Any) -> None:
         self.forwards = self.blocks = 0
         self.most, self.share = 0, 0.0  # the most forwards in a model call so far, the most blocks in a forward
-        slots = blocks_in(guider.model_patcher.model.diffusion_model)
+        model = guider.model_patcher.model.diffusion_model
+        slots = blocks_in(model)
         options = guider.model_options.setdefault("transformer_options", {})
-        # Traced by torch.compile a count would be compiled anew as it grows: then it is kept farther outside.
-        traced = "torch._dynamo" in sys.modules
+        # Traced by torch.compile a count would be compiled anew as it grows, and in a memory graph nothing of ours is
+        # to run: then it is kept farther outside.
+        traced = "torch._dynamo" in sys.modules or opens_memory_graph(model)
         self.slot = slots[-1] if slots and not traced else None
         kind = WrappersMP.APPLY_MODEL if traced else WrappersMP.DIFFUSION_MODEL
         comfy.patcher_extension.add_wrapper_with_key(kind, KEY, self._forward, options)

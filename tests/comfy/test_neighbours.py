@@ -6,10 +6,12 @@ What stands for them here has their shape and nothing else of theirs: no other p
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ertacache.erta.plan_file import plan_from_json
 from ertacache.erta.settings import Settings
@@ -472,3 +474,181 @@ def test_blocks_level_runs_all_guidance_and_leaves_its_memory_alone() -> None:
     base = by_a_closure(-0.5)
     model, reports = cached(base, profile("blocks"), speed=2.0, level="blocks")
     assert error(render(model), render(base)) < 0.03 and reports[0].reused == traps.STEPS // 2
+
+
+# Conds in threads, on several devices
+
+
+@functools.cache
+def pool() -> Any:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(2)
+
+
+def split_in_threads() -> Any:
+    """As ComfyUI's MultiGPU CFG Split: each cond in a thread of its own. Within each block one waits for the other."""
+
+    base, meet = smooth().clone(), threading.Barrier(2, timeout=20)
+
+    def in_threads(executor: Any, model: Any, conds: Any, x: Any, timestep: Any, options: Any) -> Any:
+        def one(n: int) -> Any:
+            alone = [cond if k == n else [] for k, cond in enumerate(conds)]
+            with torch.inference_mode():
+                return executor(model, alone, x.clone(), timestep, options)[n]
+
+        return list(pool().map(one, range(len(conds))))
+
+    def patch(args: Any, extra: Any) -> Any:
+        meet.wait()
+        return extra["original_block"](args)
+
+    for block in range(2):
+        base.set_model_patch_replace(patch, "dit", "double_block", block)
+    return traps.wrapped(base, "calc_cond_batch", in_threads)
+
+
+@functools.cache
+def batched(level: str) -> list[float]:
+    """Sizes of what is recorded where both conds come in one batch."""
+    from ertacache.comfy_erta.recording import Recording
+    from ertacache.comfy_erta.run import attach
+
+    found: list[float] = []
+
+    def keep(measured: Any, tables: Any) -> tuple[()]:
+        found.extend(sorted(float(table.gram.trace()) for table in tables))
+        return ()
+
+    render(attach(smooth(), Recording(level, 0, keep, lambda report: None)))
+    return found
+
+
+@levels
+@pytest.mark.parametrize("how", ["plan", "record"])
+def test_conds_in_threads_give_the_picture_of_conds_in_a_batch(level: str, how: str, store: Any) -> None:
+    def cache(base: Any = None) -> tuple[Any, Any]:
+        known = {"level": level, "speed": 2.0}
+        return cached(base, profile(level), **known) if how == "plan" else recording(store, base, **known)
+
+    expected = render(cache()[0]) if how == "plan" else render()
+    for _ in range(3):
+        model, reports = cache(split_in_threads())
+        result = render(model)
+        assert reports[0].complete and reports[0].computed == traps.STEPS // (2 if how == "plan" else 1)
+        assert error(result, expected) < 1e-4, "one thread's tokens went to the other"
+        for name in store.names():
+            found = sorted(float(table.gram.trace()) for table in store.load(name).tables)
+            (store.user_dir / f"{name}.safetensors").unlink()
+            assert found == pytest.approx(batched(level), rel=1e-3), "one thread's tokens went to the other"
+
+
+def test_conds_of_which_a_forward_gets_a_part_are_left_alone(store: Any) -> None:
+    """As raylight hands them out: both names, and the batch of one of them."""
+
+    def halved(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        options = next(arg for arg in args if isinstance(arg, dict))
+        if len(options["uuids"]) == 1:
+            return executor(*args, **kwargs)
+        whole = len(options["uuids"])
+
+        def part(n: int) -> list[Any]:
+            return [arg[n : n + 1] if isinstance(arg, torch.Tensor) and len(arg) == whole else arg for arg in args]
+
+        return torch.cat([executor(*part(n), **kwargs) for n in range(whole)])
+
+    base = traps.wrapped(smooth(), "diffusion_model", halved)
+    full = render(base)
+    for model, reports in (recording(store, base, level="blocks"), cached(base, speed=2.0, level="blocks")):
+        assert error(render(model), full) < 1e-5
+        assert codes(reports[0]).count("batch_unknown") == 1 and not reports[0].reused
+    assert not store.names()
+
+
+# Models that open a memory graph before what is put around their forward (trap T25)
+
+
+class Graph:
+    """Stands for ComfyUI's compiler: what runs on the thread between begin and end is recorded."""
+
+    def __init__(self) -> None:
+        self.MALLOC_GRAPHS: dict[int, Any] = {}
+        self.enabled, self.recorded = True, []
+
+    def malloc_graph_enabled(self, device: Any) -> bool:
+        return self.enabled
+
+    def malloc_graph_begin(self, device: Any) -> None:
+        graph = self
+
+        class Recording(TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                graph.recorded[-1].append(str(function))
+                return function(*args, **(kwargs or {}))
+
+        self.recorded.append([])
+        self.mode = Recording()
+        self.mode.__enter__()
+        self.MALLOC_GRAPHS[threading.get_ident()] = self
+
+    def malloc_graph_end(self) -> None:
+        self.mode.__exit__(None, None, None)
+
+
+@pytest.fixture
+def graph(monkeypatch: Any) -> Any:
+    """A ComfyUI whose Wan opens a graph, as its newer models do."""
+    import sys
+
+    import comfy
+
+    prefetch, model = Graph(), type(smooth().model.diffusion_model)
+    plain = model.forward
+
+    def forward(wan: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        comfy.model_prefetch.malloc_graph_begin(x.device)
+        try:
+            return plain(wan, x, *args, **kwargs)
+        finally:
+            comfy.model_prefetch.malloc_graph_end()
+
+    monkeypatch.setitem(sys.modules, "comfy.model_prefetch", prefetch)
+    monkeypatch.setattr(comfy, "model_prefetch", prefetch, raising=False)
+    monkeypatch.setattr(model, "forward", forward)
+    return prefetch
+
+
+def test_t25_output_level_runs_nothing_inside_a_forward(graph: Any, store: Any) -> None:
+    full = render()
+    plain = graph.recorded[0]
+    assert plain and all(ops == plain for ops in graph.recorded)
+    graph.recorded.clear()
+    model, reports = recording(store)
+    assert torch.equal(render(model), full) and error(render(model), full) < 0.03
+    assert reports[1].reused == traps.STEPS // 2 and len(graph.recorded) == traps.STEPS * 3 // 2
+    assert all(ops == plain for ops in graph.recorded)
+
+
+def test_t25_level_blocks_is_refused_and_paper_mode_goes_on_at_level_output(graph: Any) -> None:
+    from ertacache.nodes.inputs import settings_from, with_defaults
+
+    full = render()
+    model, reports = cached(None, speed=2.0, level="blocks")
+    assert torch.equal(render(model), full)
+    (told,) = reports[0].notes
+    assert told.code == "computed_all" and "--disable-comfy-compiler" in told.text
+    assert settings_from(smooth(), with_defaults({"mode": "paper", "speed": 2.0})).level == "output"
+    graph.enabled = False
+    assert settings_from(smooth(), with_defaults({"mode": "paper", "speed": 2.0})).level == "blocks"
+
+
+def test_t25_a_graph_that_is_seen_only_when_it_is_open_is_left_alone(graph: Any, store: Any) -> None:
+    full = render()
+    plain = graph.recorded[0]
+    graph.recorded.clear()
+    graph.enabled = False  # as in a version that asks in another way
+    graph.MALLOC_GRAPHS.clear()
+    for model, reports in (recording(store, level="blocks"), cached(None, speed=2.0, level="blocks")):
+        assert torch.equal(render(model), full)
+        assert codes(reports[0]).count("memory_graph") == 1 and not reports[0].reused
+    assert all(ops == plain for ops in graph.recorded) and not store.names()
