@@ -5,7 +5,9 @@ reused model call.
 """
 
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.patcher_extension
@@ -13,8 +15,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..erta.notes import note
 from ..erta.offload import fetch, put_aside
 from ..erta.response import UnknownResponse
+from .memory_graph import in_memory_graph, opens_memory_graph
 from .session import KEY, Session
 
 # By the model's class: the kind of slot that its block loop asks ``patches_replace["dit"]`` for, and the list of blocks
@@ -34,7 +38,12 @@ Slot = tuple[str, int]
 def block_slots(model_patcher: Any) -> list[Slot]:
     """The slots of a model's blocks, in the order in which they run. Raises UnknownResponse where they are unknown."""
     model = model_patcher.model.diffusion_model
-    slots = [(kind, i) for kind, name in known_blocks(model).items() for i in range(len(getattr(model, name)))]
+    slots = blocks_in(model)
+    if opens_memory_graph(model):
+        raise UnknownResponse(
+            "ComfyUI's compiler replays the memory of this model's forwards, which level 'blocks' would change: choose "
+            "level 'output', or start ComfyUI with --disable-comfy-compiler"
+        )
     if not slots:
         raise UnknownResponse(
             f"level 'blocks' is known for {', '.join(_BLOCKS)} only, this is {type(model).__name__}: "
@@ -43,11 +52,29 @@ def block_slots(model_patcher: Any) -> list[Slot]:
     return slots
 
 
+def blocks_in(model: Any) -> list[Slot]:
+    """The slots of a diffusion model's blocks, in the order in which they run; none where they are unknown."""
+    return [(kind, i) for kind, name in known_blocks(model).items() for i in range(len(getattr(model, name)))]
+
+
 def known_blocks(model: Any) -> dict[str, str]:
-    """The row of _BLOCKS for a diffusion model, empty where there is none."""
+    """The row of _BLOCKS for a diffusion model, empty where there is none or the blocks are not to be touched."""
+    if opens_memory_graph(model):
+        return {}
     # What derives from Wan keeps its loop over the blocks; what derives from others may not.
     wan = "WanModel" in (cls.__name__ for cls in type(model).__mro__)
     return _BLOCKS.get("WanModel" if wan else type(model).__name__, {})
+
+
+@dataclass
+class _Forward:
+    """One forward of the model: its streams; the image's tokens that went in where the stack is computed, or that come
+    out where it is reused; its tokens in front of the text."""
+
+    keys: list[str]
+    entered: Tensor | None = None
+    left: Tensor | None = None
+    before_join: Tensor | None = None
 
 
 class BlocksLevel:
@@ -55,22 +82,20 @@ class BlocksLevel:
 
     A residual is what the stack adds to the image's tokens (B, N, C). Where a model has two kinds of blocks the text
     joins the image between them, in front or behind: that has changed between versions, so it is looked at once a run.
+
+    The forwards of a model call may run at the same time, in threads (ComfyUI's MultiGPU CFG Split): what belongs to
+    one goes with it, and what they share is held by one of them at a time.
     """
 
     def __init__(self, session: Session, slots: list[Slot]) -> None:
         self.session = session
         self.slots = slots
+        self.lock = threading.Lock()
         # Of the current model call: forwards, the reused ones, how often each cond and window came.
         self.forwards = self.forwards_reused = 0
         self.seen: dict[tuple[Any, str], int] = {}
-        # Of the current forward: streams; the image's tokens that went in where the stack is computed, or that come
-        # out where it is reused.
-        self.keys: list[str] = []
-        self.entered: Tensor | None = None
-        self.left: Tensor | None = None
-        self.room: Tensor | None = None
+        self.rooms: list[Tensor] = []  # in main memory, free for the next forward
         self.join = next((slot for slot in slots if slot[0] != slots[0][0]), None)
-        self.before_join: Tensor | None = None
         # What keeps books: traced by torch.compile it would be compiled anew as they fill, and has lost entries.
         self.enter, self.leave = _untraced(self._enter), _untraced(self._leave_computed)
         self.begin, self.locate_text = _untraced(self._begin), _untraced(self._locate_text)
@@ -91,26 +116,37 @@ class BlocksLevel:
     def forward(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper: one call per batch of conds. All of them are reused, or none."""
         options = kwargs.get("transformer_options") or next(a for a in args if isinstance(a, dict) and "uuids" in a)
-        self.begin(options["uuids"], options.get("context_window"))
-        patched = self._patched(options)
+        one = self.begin(options["uuids"], options.get("context_window"))
+        if one is None:
+            return executor(*args, **kwargs)
+        patched = self._patched(options, one)
         positional = [patched if arg is options else arg for arg in args]
         named = {name: patched if arg is options else arg for name, arg in kwargs.items()}
         try:
             return executor(*positional, **named)
         finally:
-            self.entered = self.left = self.before_join = None
+            one.entered = one.left = one.before_join = None
 
-    def _patched(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _patched(self, options: dict[str, Any], one: _Forward) -> dict[str, Any]:
         """A copy with our patches around what is in the slots by now: skip layer guidance fills some for its pass."""
         others = options.get("patches_replace", {})
         blocks = dict(others.get("dit", {}))
         for slot in self.slots:
-            blocks[slot] = self.block(slot, blocks.get(slot))
+            blocks[slot] = self.block(slot, one, blocks.get(slot))
         return {**options, "patches_replace": {**others, "dit": blocks}}
 
-    def _begin(self, uuids: list[Any], window: Any) -> None:
-        self.forwards += 1
-        self.keys = [self._key(uuid, window) for uuid in uuids]
+    def _begin(self, uuids: list[Any], window: Any) -> _Forward | None:
+        """None where the forward is to be left alone."""
+        if self._steps_aside():
+            return None
+        with self.lock:
+            self.forwards += 1
+            return _Forward([self._key(uuid, window) for uuid in uuids])
+
+    def _steps_aside(self) -> bool:
+        if in_memory_graph():
+            self.session.stop(note("memory_graph", call=self.session.call))
+        return self.session.mismatch is not None
 
     def _key(self, uuid: Any, window: Any) -> str:
         """Extra passes (skip layer guidance and the like) come again under the same uuid: they are counted."""
@@ -118,46 +154,48 @@ class BlocksLevel:
         self.seen[uuid, where] = self.seen.get((uuid, where), -1) + 1
         return f"{uuid}/{self.seen[uuid, where]}/{where}"
 
-    def block(self, slot: Slot, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+    def block(self, slot: Slot, one: _Forward, previous: Callable[..., Any] | None) -> Callable[..., Any]:
         """The replacement of one block; another patch in its slot goes on being called when it is computed."""
         first, last = slot == self.slots[0], slot == self.slots[-1]
 
         def patch(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
             tokens = args["img"]
             if first:
-                self.enter(tokens)
-            if self.left is not None:
+                self.enter(one, tokens)
+            if one.left is not None:
                 # With all that came: some models want their text back as well.
-                return {**args, "img": self._with_text(tokens) if last else tokens}
+                return {**args, "img": self._with_text(one.left, tokens) if last else tokens}
             if slot == self.join and self.text_first is None:
-                self.locate_text(tokens)
+                self.locate_text(one, tokens)
             out: dict[str, Any] = extra["original_block"](args) if previous is None else previous(args, extra)
             if self.text_first is None:
-                self.before_join = out["img"]
+                one.before_join = out["img"]
             if last:
-                self.leave(out["img"])
+                self.leave(one, out["img"])
             return out
 
         return patch
 
-    def _enter(self, image: Tensor) -> None:
-        self.left = self._reused(image)
-        if self.left is not None:
-            self.forwards_reused += 1
+    def _enter(self, one: _Forward, image: Tensor) -> None:
+        if len(image) % len(one.keys):
+            self.session.stop(note("batch_unknown", call=self.session.call, batch=len(image), conds=len(one.keys)))
+        if self._steps_aside():
             return
-        # A copy: blocks of some models write into their input, and so does what VACE and S2V add between them.
-        if self.session.start.offload:
-            self.entered = self.room = put_aside(image, self.room)
-        else:
-            self.entered = image.clone()
+        with self.lock:
+            one.left = self._reused(one, image)
+            self.forwards_reused += one.left is not None
+        if one.left is None:
+            # A copy: blocks of some models write into their input, and so does what VACE and S2V add between them.
+            room = self.rooms.pop() if self.rooms else None
+            one.entered = put_aside(image, room) if self.session.start.offload else image.clone()
 
-    def _reused(self, image: Tensor) -> Tensor | None:
+    def _reused(self, one: _Forward, image: Tensor) -> Tensor | None:
         """What comes out of the stack by the plan, one cond after the other to hold few of them in float32."""
         if self.text_first is None:
             return None
         left = torch.empty_like(image)
-        count = len(image) // len(self.keys)
-        for n, key in enumerate(self.keys):
+        count = len(image) // len(one.keys)
+        for n, key in enumerate(one.keys):
             part = slice(n * count, (n + 1) * count)
             residual = self.session.predict(key)
             if residual is None or residual.shape != image[part].shape or residual.device != image.device:
@@ -165,30 +203,32 @@ class BlocksLevel:
             left[part] = residual.add_(image[part])
         return left
 
-    def _locate_text(self, tokens: Tensor) -> None:
+    def _locate_text(self, one: _Forward, tokens: Tensor) -> None:
         """Which end of the joined tokens is the image: what control adds in between is small beside the other's."""
-        assert self.before_join is not None
-        count = self.before_join.shape[1]
-        behind, ahead = (torch.dist(part, self.before_join) for part in (tokens[:, -count:], tokens[:, :count]))
+        assert one.before_join is not None
+        count = one.before_join.shape[1]
+        behind, ahead = (torch.dist(part, one.before_join) for part in (tokens[:, -count:], tokens[:, :count]))
         self.text_first = bool(behind <= ahead)
-        self.before_join = None
+        one.before_join = None
 
-    def _leave_computed(self, tokens: Tensor) -> None:
-        if self.entered is None:
+    def _leave_computed(self, one: _Forward, tokens: Tensor) -> None:
+        if one.entered is None:
             return
-        count = self.entered.shape[1]
+        count = one.entered.shape[1]
         image = tokens[:, -count:] if self.text_first else tokens[:, :count]
-        residual = image - fetch(self.entered, image.device)
-        for key, part in zip(self.keys, residual.chunk(len(self.keys)), strict=True):
-            self.session.observe(key, part)
+        residual = image - fetch(one.entered, image.device)
+        if self.session.start.offload:
+            self.rooms.append(one.entered)
+        with self.lock:
+            for key, part in zip(one.keys, residual.chunk(len(one.keys)), strict=True):
+                self.session.observe(key, part)
 
-    def _with_text(self, tokens: Tensor) -> Tensor:
+    def _with_text(self, left: Tensor, tokens: Tensor) -> Tensor:
         """What comes out where the stack is reused; the model drops the text behind its last block."""
-        assert self.left is not None
-        count = self.left.shape[1]
+        count = left.shape[1]
         if tokens.shape[1] == count:
-            return self.left
-        joined = [tokens[:, :-count], self.left] if self.text_first else [self.left, tokens[:, count:]]
+            return left
+        joined = [tokens[:, :-count], left] if self.text_first else [left, tokens[:, count:]]
         return torch.cat(joined, dim=1)
 
 

@@ -47,7 +47,7 @@ def comparison_figure(
 
 def _colours(frame: torch.Tensor, span: tuple[float, float]) -> np.ndarray:
     shown = frame[:3] if frame.shape[0] >= 3 else frame[:1].expand(3, -1, -1)
-    return ((shown.double().cpu() - span[0]) / span[1]).permute(1, 2, 0).numpy()
+    return ((shown.cpu().double() - span[0]) / span[1]).permute(1, 2, 0).numpy()
 
 
 def _panel(colours: np.ndarray) -> Image.Image:

@@ -1,26 +1,28 @@
 """Identity: which model, LoRAs and settings a profile was measured on, and whether it fits the run at hand."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.weight_adapter import WeightAdapterBase
 from comfyui_version import __version__ as comfy_version
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..erta import VERSION
 from ..erta.notes import Note, note
 from ..erta.profile import MAX_SIGMA, Measured
 from .blocks import block_slots
+from .describing import few_values, parts
 from .probing import sampler_name
 from .task import Context
 
 PARAMETERS_READ = 64
-VALUES_READ = 16
+
+# Of what may be patched in, the parts that have a field of their own, or only say in which dtype is computed.
+_DESCRIBED = ("model_sampling", "manual_cast_dtype")
 
 # What a profile must share with a run that it is used for.
 _REFUSED = ("model_class", "parameters", "weights", "loras", "level")
@@ -44,7 +46,7 @@ def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
     sampling = model.get_model_object("model_sampling")
     return Measured(
         model_class=type(model.model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.model.diffusion_model.parameters()),
+        parameters=sum(weight.numel() for weight in _base_parameters(model).values()),
         weights=fingerprint_weights(model),
         loras=fingerprint_loras(model),
         sampling=_sampling_name(sampling),
@@ -100,15 +102,24 @@ def fingerprint_weights(model: ModelPatcher) -> str:
     another fingerprint, as it should: its features differ. Parameters without data (device "meta") count by name and
     shape alone.
     """
-    parameters = model.model.diffusion_model.named_parameters()
-    held = {name.replace("_orig_mod.", ""): weight for name, weight in parameters}  # as torch.compile calls them
+    held = {name.replace("_orig_mod.", ""): weight for name, weight in _base_parameters(model).items()}  # if compiled
     names = sorted(held)
     picked = np.linspace(0, len(names) - 1, min(PARAMETERS_READ, len(names))).round().astype(int)
     digest = hashlib.sha256()
     for name in (names[i] for i in picked):
         digest.update(f"{name}{tuple(held[name].shape)}".encode())
-        digest.update(_sample(_unpatched(model, f"diffusion_model.{name}", held[name])))
+        digest.update(few_values(_unpatched(model, f"diffusion_model.{name}", held[name])))
     return digest.hexdigest()
+
+
+def _base_parameters(model: ModelPatcher) -> dict[str, torch.Tensor]:
+    """The diffusion model's parameters by name, as they are without the modules that loading puts into it."""
+    held = {f"diffusion_model.{name}": weight for name, weight in model.model.diffusion_model.named_parameters()}
+    for path, original in model.object_patches_backup.items():
+        if isinstance(original, torch.nn.Module) and path.startswith("diffusion_model"):
+            held = {name: weight for name, weight in held.items() if not name.startswith(f"{path}.")}
+            held |= dict(original.named_parameters(prefix=path))
+    return {name.removeprefix("diffusion_model."): weight for name, weight in held.items()}
 
 
 def _unpatched(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.Tensor:
@@ -118,52 +129,55 @@ def _unpatched(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.Ten
     return model.hook_backup[key][0] if key in model.hook_backup else weight
 
 
-def _sample(tensor: torch.Tensor) -> bytes:
-    """Evenly spaced values as bfloat16; reads no more than those from the device."""
-    if tensor.is_meta:
-        return b""
-    if is_traceable_wrapper_subclass(tensor):
-        # Slicing a quantised tensor would dequantise all of it. The stored numbers do as well.
-        return _sample(getattr(tensor, tensor.__tensor_flatten__()[0][0]))
-    flat = tensor.detach().reshape(-1)
-    few = flat[:: max(1, flat.numel() // VALUES_READ)][:VALUES_READ]
-    return few.to("cpu", torch.float32).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
-
-
 def fingerprint_loras(model: ModelPatcher) -> str:
-    """64 hex digits that identify the weight patches (LoRAs, merges) and their strengths; "" without any.
+    """64 hex digits that identify all patches (LoRAs, merges, what is put in the place of modules, functions and
+    weights) and their strengths; "" without any.
 
     Patches that belong to a conditioning (hooks) are not counted.
     """
-    if not model.patches:
+    others = sorted(_other_patches(model), key=lambda pair: pair[0])
+    if not model.patches and not others:
         return ""
     digest = hashlib.sha256()
     for key in sorted(model.patches):
         digest.update(key.encode())
         for strength, value, model_strength, offset, function in model.patches[key]:
             digest.update(f"{float(strength)!r},{float(model_strength)!r}".encode())
-            for part in _parts((value, offset, function)):
+            for part in parts((value, offset, function)):
                 digest.update(part)
+    known = frozenset(map(id, _own(model)))
+    for name, patch in others:
+        for part in (name.encode(), *parts(patch, known)):
+            digest.update(part)
     return digest.hexdigest()
 
 
-def _parts(value: object) -> Iterable[bytes]:
-    """What distinguishes a patch from another: values of its tensors, its numbers and names, in order."""
-    if isinstance(value, torch.Tensor):
-        yield f"tensor{tuple(value.shape)}".encode()
-        yield _sample(value)
-    elif isinstance(value, WeightAdapterBase):
-        yield type(value).__name__.encode()
-        yield from _parts(value.weights)
-    elif isinstance(value, list | tuple):
-        yield f"{len(value)}:".encode()
-        for entry in value:
-            yield from _parts(entry)
-    elif value is None or isinstance(value, bool | int | float | str):
-        yield f"{value!r};".encode()
-    else:
-        # A function that converts the weight, say. Its address would be another one in another process.
-        yield type(value).__name__.encode()
+def _other_patches(model: ModelPatcher) -> Iterator[tuple[str, object]]:
+    """By name: modules and functions put in the place of the model's own, and what is put around its weights."""
+    for path, value in model.object_patches.items():
+        value = getattr(value, "_orig_mod", value)  # as torch.compile wraps it
+        if path not in _DESCRIBED and value is not _original(model, path):
+            yield path, value
+    yield from model.weight_wrapper_patches.items()
+    yield from model.injections.items()
+
+
+def _own(model: ModelPatcher) -> Iterator[object]:
+    """Modules and weights that are not patched in, whether the model is loaded or not."""
+    patches = [value for value in model.object_patches.values() if isinstance(value, torch.nn.Module)]
+    originals = [_original(model, path) for path in model.object_patches]
+    patched = {module for patch in patches for module in patch.modules()}
+    yield from (module for module in model.model.modules() if module not in patched)
+    yield from (module for one in originals if isinstance(one, torch.nn.Module) for module in one.modules())
+    yield from (weight for name, weight in model.model.named_parameters() if name in model.patches)
+    yield from _base_parameters(model).values()
+
+
+def _original(model: ModelPatcher, path: str) -> object:
+    """What is in a patched place without the patch; None for nothing."""
+    if path in model.object_patches_backup:
+        return model.object_patches_backup[path]
+    return functools.reduce(lambda owner, name: getattr(owner, name, None), path.split("."), model.model)
 
 
 def _sampling_name(sampling: object) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..erta.notes import note
+from .neighbours import Forwards, Memory
 from .session import Session
 
 GUIDED = "guided"
@@ -18,20 +20,50 @@ class OutputLevel:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.forwards: Forwards | None = None
+        self.memory: Memory | None = None
 
-    def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
+    def prepare(self, guider: Any) -> None:
+        self.forwards, self.memory = Forwards(guider), Memory(guider)
+
+    def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
         x, timestep = args[0], args[1]
-        d = self.session.predict(GUIDED)
+        doubt = self._doubt()
+        d = None if doubt else self.session.predict(GUIDED)
         if d is not None and d.shape == x.shape and d.device == x.device:
             return from_d(x, timestep, d), True
         self.session.check(timestep)
-        denoised: Tensor = executor(*args, **kwargs)
-        if self.session.observer is None:
+        denoised = self._computed(executor, x, *args, **kwargs)
+        if self.session.observer is None or (doubt and self.session.expects_reuse):
             return denoised, False
         d = to_d(x, timestep, denoised)
         used = self.session.observe(GUIDED, d)
         # Untouched where nothing is corrected: the way through d and back costs 1e-5 in float32.
         return (denoised if used is d else from_d(x, timestep, used)), False
+
+    def _doubt(self) -> bool:
+        """Whether the call is to be computed, whatever the plan says, to see what guidance does."""
+        if self.session.observer is None or self.memory is None:
+            return False
+        name = self.memory.changed(self.session.expects_reuse)
+        if name:
+            self.session.stop(note("guidance_remembers", call=self.session.call, name=name))
+        return self.memory.doubt
+
+    def _computed(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the guider answers. What is no prediction, or none of the model's, stops the session."""
+        if self.session.observer is None or self.forwards is None or self.memory is None:
+            return executor(*args, **kwargs)
+        self.forwards.begin()
+        self.memory.begin()
+        denoised = executor(*args, **kwargs)
+        self.memory.computed(self.session.start.sigmas[self.session.call])
+        if not (isinstance(denoised, Tensor) and denoised.shape == x.shape):
+            kind = f"shape {tuple(denoised.shape)}" if isinstance(denoised, Tensor) else type(denoised).__name__
+            self.session.stop(note("unknown_answer", call=self.session.call, kind=kind))
+        elif self.forwards.skipped():
+            self.session.stop(note("answered_elsewhere", call=self.session.call))
+        return denoised
 
 
 def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:

@@ -20,16 +20,17 @@ from ..erta.profile import ProfileError
 from ..erta.response import UnknownResponse
 from ..erta.schedules import as_text
 from .blocks import BlocksLevel, block_slots
-from .edges import conditioning_edges, guidance_edges
+from .edges import conditioning_edges, guidance_edges, guider_edges
 from .output import OutputLevel
 from .report import Report
 from .session import KEY, Session
 from .stopwatch import Stopwatch
 from .task import Context, Start, Task, Watcher
 
-# Other step caches, by a part of the names that they leave in the options or that their functions come from.
+# Other step caches, by a part of the names that they leave in the options or that their functions come from. A help:
+# those of other names are noticed by what they do (neighbours.py).
 _OTHER_CACHES = ("easycache", "lazycache", "teacache", "magcache", "fbcache", "first_block", "wavespeed", "cachedit")
-_OTHER_CACHES += ("cache_dit", "spectrum")
+_OTHER_CACHES += ("cache_dit", "spectrum", "taylorseer")
 
 
 def attach(model: Any, task: Task, watcher: Watcher | None = None) -> Any:
@@ -79,10 +80,11 @@ def _observe_run(
 
 
 def _context(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Context:
-    schedule = sigmas.detach().to("cpu", torch.float64).numpy()
+    schedule = sigmas.detach().cpu().double().numpy()  # in this order: Apple's devices have no float64
     sampling = guider.model_patcher.get_model_object("model_sampling")
     declared = conditioning_edges(guider.conds, sampling, schedule)
-    edges = tuple(sorted({*declared, *guidance_edges(guider.model_options, schedule)}))
+    kept = (*guidance_edges(guider.model_options, schedule), *guider_edges(guider, sampling, schedule))
+    edges = tuple(sorted({*declared, *kept}))
     return Context(guider, sampler, schedule, tuple(noise.shape), edges)
 
 
@@ -111,8 +113,9 @@ def other_caches(model_options: dict[str, Any]) -> tuple[str, ...]:
 def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Watcher | None) -> None:
     """Put the session's level around every model call of the sampler."""
     level: OutputLevel | BlocksLevel = OutputLevel(session)
-    if session.start.level == "blocks" and session.observer is not None:
-        level = BlocksLevel(session, block_slots(guider.model_patcher))
+    if session.observer is not None:
+        if session.start.level == "blocks":
+            level = BlocksLevel(session, block_slots(guider.model_patcher))
         level.prepare(guider)
 
     def predict_noise(executor: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -45,14 +45,17 @@ class Session:
         """Hand over the current call's computed feature of a stream, and get the one to go on with."""
         return feature if self.observer is None else self.observer.observe(self.call, key, feature)
 
+    def stop(self, reason: Note) -> None:
+        """Compute all from here, and observe nothing more. Of several reasons the first is kept."""
+        self.mismatch = self.mismatch or reason
+
     def check(self, timestep: Tensor) -> None:
         """Before a model call is computed: is it the expected one? Reads one scalar; a forward follows anyway."""
         if self.observer is None:
             return
         expected = self.start.sigmas
         if self.call >= len(expected):
-            self.mismatch = note("too_many_calls", calls=len(expected))
-            return
+            return self.stop(note("too_many_calls", calls=len(expected)))
         sigma, planned = float(timestep.reshape(-1)[0]), expected[self.call]
         if abs(sigma - planned) > 1e-4 * planned + 1e-7:
-            self.mismatch = note("other_sigma", call=self.call, sigma=f"{sigma:.5g}", expected=f"{planned:.5g}")
+            self.stop(note("other_sigma", call=self.call, sigma=f"{sigma:.5g}", expected=f"{planned:.5g}"))

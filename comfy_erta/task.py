@@ -38,7 +38,7 @@ class Context:
 
     def respond(self, schedule: np.ndarray) -> ImpulseResponse:
         """The sampler's impulse response on a schedule. Raises UnknownResponse."""
-        return sampler_response(self.sampler, schedule, self.model)
+        return sampler_response(self.sampler, schedule, self.model, self.guider)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""How close two clips of one shape (frames, channels, height, width) are: PSNR and SSIM, in float64 on any device that
-has it. `data_range` is the span of the values, above 0; 1.0 for images."""
+"""How close two clips of one shape (frames, channels, height, width) are: PSNR and SSIM, in float64 on the host, as
+Apple's devices have none. `data_range` is the span of the values, above 0; 1.0 for images."""
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def ssim(reference: Tensor, candidate: Tensor, data_range: float) -> Tensor:
     weights /= weights.sum()
     frames = []
     for x, y in zip(reference, candidate, strict=True):  # one at a time: five float64 copies of a long clip do not fit
-        x, y = x.double(), y.double()
+        x, y = x.cpu().double(), y.cpu().double()
         mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]), weights.tolist())
         means = 2 * mean_x * mean_y, mean_x**2 + mean_y**2
         variances = 2 * (xy - mean_x * mean_y), xx + yy - means[1]
@@ -42,7 +42,8 @@ def ssim(reference: Tensor, candidate: Tensor, data_range: float) -> Tensor:
 
 
 def _frame_mse(reference: Tensor, candidate: Tensor) -> Tensor:
-    return torch.stack([(x.double() - y.double()).square().mean() for x, y in zip(reference, candidate, strict=True)])
+    pairs = zip(reference, candidate, strict=True)
+    return torch.stack([(x.cpu().double() - y.cpu().double()).square().mean() for x, y in pairs])
 
 
 def _decibel(mse: Tensor, data_range: float) -> Tensor:

@@ -16,6 +16,7 @@ INFO, WARNING = "info", "warning"
 WARNINGS = frozenset({"carried_refused", "profile_unreadable", "profile_equal_sigmas", "not_recorded", "cache_unfit"})
 WARNINGS |= {"not_recorded_run", "computed_all", "other_caches", "too_many_calls", "other_sigma", "lost"}
 WARNINGS |= {"profile_beyond", "profile_missing", "profile_not_kept"}
+WARNINGS |= {"unknown_answer", "answered_elsewhere", "guidance_remembers", "memory_graph", "batch_unknown"}
 
 
 @dataclass(frozen=True)

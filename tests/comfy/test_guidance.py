@@ -45,8 +45,9 @@ def test_a_guidance_node_acts_as_without_the_cache(level, name):
     assert error(full, render()) > 1e-3, "the node does something"
     assert torch.equal(render(cached(base, speed=1.0, level=level)[0]), full)
     model, reports = cached(base, profile(level), speed=2.0, level=level)
-    # A momentum runs over fewer and longer steps; the others know nothing of the steps before.
-    assert error(render(model), full) < (0.06 if "momentum" in name else 0.03)
+    assert error(render(model), full) < 0.03
+    if "momentum" in name and level == "output":  # it remembers: tests/comfy/test_neighbours.py
+        return
     assert reports[0].computed == sum(plan_from_json(reports[0].plan).compute) == STEPS // 2
 
 
@@ -94,14 +95,3 @@ def test_loras_for_parts_of_the_picture_and_of_the_run(level):
     assert error(render(model, positive=positive()), render(positive=positive())) < 0.05
     assert len(plan_from_json(reports[0].plan).resets) == 3
     assert reports[0].reused > 0
-
-
-def test_guidance_that_remembers_its_last_call_is_called_for_computed_calls_only():
-    """APG's momentum runs over what it is called with; as with fewer steps, it then spans longer ones."""
-    calls: list[float] = []
-    base = guided("APG with momentum").clone()
-    base.set_model_sampler_post_cfg_function(lambda args: (calls.append(float(args["sigma"][0])), args["denoised"])[1])
-    model, reports = cached(base, speed=2.0)
-    render(model)
-    computed = [s for s, one in zip(reports[0].sigmas, reports[0].compute, strict=True) if one == "1"]
-    np.testing.assert_allclose(calls, computed, rtol=1e-4)

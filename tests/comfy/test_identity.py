@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,8 @@ def holder(**weights: torch.Tensor) -> Any:
     module = torch.nn.Module()
     for name, weight in weights.items():
         module.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
-    return SimpleNamespace(model=SimpleNamespace(diffusion_model=module), backup={}, hook_backup={})
+    backups: dict[str, Any] = {"backup": {}, "hook_backup": {}, "object_patches_backup": {}}
+    return SimpleNamespace(model=SimpleNamespace(diffusion_model=module), **backups)
 
 
 @pytest.fixture
@@ -133,7 +135,7 @@ def test_fingerprints_before_loading_are_those_after(identity: ModuleType, wan: 
 
 def test_patched_weight_would_change_the_fingerprint_without_its_backup(identity: ModuleType, loaded: Any) -> None:
     # Guards the test above: the patched parameter is among those that are read.
-    hidden = SimpleNamespace(model=loaded.model, backup={}, hook_backup={})
+    hidden = SimpleNamespace(model=loaded.model, backup={}, hook_backup={}, object_patches_backup={})
     assert identity.fingerprint_weights(hidden) != identity.fingerprint_weights(loaded)
 
 
@@ -285,6 +287,102 @@ def test_merged_model_counts_as_patched(identity: ModuleType, wan: Any) -> None:
     other = reloaded(wan, torch.float32, offset=0.01)
     half, again, more = (ModelMergeSimple().merge(wan, other, ratio)[0] for ratio in (0.5, 0.5, 0.6))
     assert identity.fingerprint_loras(half) == identity.fingerprint_loras(again) != identity.fingerprint_loras(more)
+
+
+# Patches that are no weights
+
+PLACE = "diffusion_model.blocks.0.ffn.0"
+
+
+class Beside(torch.nn.Module):
+    """As LoRA packs that add beside a layer."""
+
+    def __init__(self, layer: torch.nn.Module, up: float) -> None:
+        super().__init__()
+        self.layer, self.up = layer, torch.nn.Parameter(torch.full((4, 4), up), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.up.mean()
+
+
+def in_place_of_a_module(model: Any, up: float) -> None:
+    model.add_object_patch(PLACE, Beside(model.get_model_object(PLACE), up))
+
+
+def with_another_config(model: Any, scale: float) -> None:
+    """As newer ComfyUI's "config" patches: the module once more, with its weights and another setting."""
+    module = copy.copy(model.get_model_object(PLACE))
+    module.config = {"rank": 4, "scale": scale}
+    model.add_object_patch(PLACE, module)
+
+
+def in_place_of_a_function(model: Any, scale: float) -> None:
+    forward = model.get_model_object(f"{PLACE}.forward")
+    model.add_object_patch(f"{PLACE}.forward", lambda x: forward(x) * scale)
+
+
+def around_a_weight(model: Any, scale: float) -> None:
+    model.add_weight_wrapper(KEY, lambda weight: weight * scale)
+
+
+def injected(model: Any, scale: float) -> None:
+    from comfy.patcher_extension import PatcherInjection
+
+    def inject(patcher: Any) -> None:
+        assert scale
+
+    model.set_injections("a LoRA", [PatcherInjection(inject, lambda patcher: None)])
+
+
+KINDS = [in_place_of_a_module, with_another_config, in_place_of_a_function, around_a_weight, injected]
+
+
+def with_patch(wan: Any, kind: Any, value: float) -> Any:
+    model = wan.clone()
+    kind(model, value)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_patch_makes_another_model(identity: ModuleType, wan: Any, kind: Any) -> None:
+    one, again, other = (with_patch(wan, kind, value) for value in (0.5, 0.5, 0.25))
+    prints = [identity.fingerprint_loras(model) for model in (one, again, other, one.clone())]
+    assert prints[0] == prints[1] == prints[3] and len({"", *prints}) == 3
+    assert identity.fingerprint_loras(with_lora(one)) not in (prints[0], identity.fingerprint_loras(with_lora(wan)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lora", [False, True])
+def test_patches_of_every_kind_are_described_before_loading_as_after(
+    identity: ModuleType, wan: Any, kind: Any, lora: bool
+) -> None:
+    import comfy.model_management
+
+    patched = with_patch(with_lora(wan) if lora else wan, kind, 0.5)
+    before, plain = described(identity, patched), described(identity, wan)
+    comfy.model_management.load_models_gpu([patched])
+    try:
+        assert described(identity, patched) == before
+        assert described(identity, wan) == plain == replace(before, loras="")
+    finally:
+        comfy.model_management.unload_all_models()
+        patched.detach()
+
+
+def test_a_patch_in_place_of_a_function_is_the_same_in_every_process(identity: ModuleType, wan: Any) -> None:
+    model = with_patch(wan, around_a_weight, 0.5)
+    known = "58516265764ba7ac3a2fbb04f5867c37ec37eedad31f3a8b09b458d75b9eda1a"
+    assert identity.fingerprint_loras(model) == known
+
+
+def test_what_is_only_compiled_or_described_elsewhere_is_no_patch(identity: ModuleType, wan: Any) -> None:
+    model = wan.clone()
+    compiled = torch.nn.Module()
+    compiled.add_module("_orig_mod", wan.get_model_object(PLACE))
+    model.add_object_patch(PLACE, compiled)
+    model.add_object_patch("model_sampling", wan.get_model_object("model_sampling"))
+    model.add_object_patch("manual_cast_dtype", torch.float16)
+    assert identity.fingerprint_loras(model) == ""
 
 
 # Differences

@@ -179,7 +179,7 @@ class Echo:
     def __init__(self) -> None:
         from ertacache.comfy_erta.task import Start
 
-        self.start = Start()
+        self.start, self.mismatch = Start(), None
         self.residuals: dict[str, torch.Tensor] = {}
 
     def predict(self, key: str) -> torch.Tensor | None:

@@ -65,7 +65,7 @@ def test_t13_counting_steps_is_seen(monkeypatch, sampler):
     from ertacache.comfy_erta import task as module
     from ertacache.erta.planner import euler_response
 
-    monkeypatch.setattr(module, "sampler_response", lambda sampler, schedule, model: euler_response(schedule))
+    monkeypatch.setattr(module, "sampler_response", lambda sampler, schedule, *rest: euler_response(schedule))
     with pytest.raises(AssertionError, match="another number"):
         assert_calls_are_those_the_model_got("output", sampler)
 

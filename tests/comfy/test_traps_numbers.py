@@ -185,9 +185,9 @@ def test_t02_a_residual_taken_without_a_copy_is_seen(wan, sample, monkeypatch):
 
     enter = module.BlocksLevel._enter
 
-    def without_copy(level: Any, image: torch.Tensor) -> None:
-        enter(level, image)
-        level.entered = image
+    def without_copy(level: Any, one: Any, image: torch.Tensor) -> None:
+        enter(level, one, image)
+        one.entered = image
 
     monkeypatch.setattr(module.BlocksLevel, "_enter", without_copy)
     with pytest.raises(AssertionError, match="another residual"):

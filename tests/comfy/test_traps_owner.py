@@ -335,9 +335,9 @@ def test_t11_patches_put_in_before_the_pass_fills_their_slots_are_seen(monkeypat
 
     patched = module.BlocksLevel._patched
 
-    def outdone(level: Any, options: dict[str, Any]) -> dict[str, Any]:
+    def outdone(level: Any, options: dict[str, Any], one: Any) -> dict[str, Any]:
         theirs = options.get("patches_replace", {}).get("dit", {})
-        found = patched(level, options)
+        found = patched(level, options, one)
         found["patches_replace"]["dit"].update(theirs)
         return found
 

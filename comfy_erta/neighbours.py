@@ -1,0 +1,172 @@
+"""What others on the same model do while a run goes on, noticed by what happens and not by their names."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from .blocks import blocks_in
+from .describing import few_values, kept_by, plain_attributes
+from .memory_graph import opens_memory_graph
+from .session import KEY
+
+# So many entries of a list or an object are looked at.
+_MOST = 32
+
+# Options in which functions of guidance stand, one or a list of them.
+_GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
+_GUIDANCE += ("sampler_calc_cond_batch_function",)
+
+
+class Memory:
+    """Whether guidance remembers earlier model calls, or switches by what it sees there.
+
+    It is then not what a reused model call takes it for, as that runs no guidance. What its functions and the guider
+    keep is looked at before the first two model calls and before each computed one. What goes with sigma is a clock.
+
+    doubt: the first call has changed something. That may set up what stays, so the next one is to be computed.
+    """
+
+    def __init__(self, guider: Any) -> None:
+        self.guider, self.doubt = guider, False
+        self.looks = 0
+        self.sigma: float | None = None  # of the computed call since the last look
+        self.last: tuple[float | None, dict[str, Any]] = (None, {})
+        # The guider's numbers after the last computed call, and those of them that were set in it: wrappers around it
+        # lend the guider others.
+        self.numbers: dict[str, Any] = {}
+        self.set: set[str] = set()
+
+    def begin(self) -> None:
+        """A model call is about to be computed."""
+        self.numbers = dict(_numbers(self.guider))
+
+    def computed(self, sigma: float) -> None:
+        """It was computed, at sigma."""
+        before, self.numbers = self.numbers, dict(_numbers(self.guider))
+        self.sigma, self.set = sigma, {name for name in self.numbers if self.numbers[name] != before.get(name)}
+
+    def changed(self, reused: bool) -> str:
+        """Before a model call: the name of what the last computed one has changed; "" for nothing."""
+        if (reused and self.looks > 1 and not self.doubt) or (self.looks and self.sigma is None):
+            return ""
+        first, self.looks = not self.looks, self.looks + 1
+        (old_sigma, old), (sigma, kept) = self.last, (self.sigma, self.numbers | dict(_kept(self.guider)))
+        self.last, self.sigma = (sigma, kept), None
+        moved = [name for name in kept if not first and _moved(old.get(name), kept[name], old_sigma, sigma)]
+        moved = [name for name in moved if name in self.set or name not in self.numbers]
+        self.doubt = old_sigma is None and bool(moved)
+        return moved[0] if moved and not self.doubt else ""
+
+
+def _moved(old: Any, new: Any, old_sigma: float | None, sigma: float | None) -> bool:
+    if old == new or not (isinstance(new, float) and sigma):
+        return bool(old != new)
+    clock = old * sigma / old_sigma if isinstance(old, float) and old_sigma else sigma
+    return not math.isclose(new, clock, rel_tol=1e-4)
+
+
+def _numbers(guider: Any) -> Iterator[tuple[str, float]]:
+    for name, value in plain_attributes(guider).items():
+        if isinstance(value, int | float):
+            yield f"{name} of {type(guider).__name__}", float(value)
+
+
+def _kept(guider: Any) -> Iterator[tuple[str, Any]]:
+    """Tensors that the guider keeps, and tensors and numbers that functions of guidance keep, as what tells them apart."""
+    for name, value in plain_attributes(guider).items():
+        if not isinstance(value, int | float):
+            yield from _shown(f"{name} of {type(guider).__name__}", value)
+    for option in _GUIDANCE:
+        functions = guider.model_options.get(option, ())
+        for n, function in enumerate(functions if isinstance(functions, list | tuple) else [functions]):
+            owner = getattr(function, "__qualname__", type(function).__name__).split(".")[0]
+            for name, value in kept_by(function):
+                yield from _shown(f"{name} of {owner}" + f" {n + 1}" * (n > 0), value)
+
+
+def _shown(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Numbers in lists are logs; what is in the objects of others is looked at one level deep."""
+    if isinstance(value, torch.Tensor):
+        yield name, float(value) if value.numel() == 1 else (tuple(value.shape), few_values(value))
+    elif isinstance(value, int | float):
+        yield name, float(value)
+    else:
+        inside = enumerate(value) if isinstance(value, list | tuple) else _inside(value)
+        numbers = () if isinstance(value, list | tuple) else (int, float)
+        for key, entry in islice(inside, _MOST):
+            if isinstance(entry, (torch.Tensor, *numbers)):
+                yield from _shown(f"{key} in {name}", entry)
+
+
+def _inside(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    own = not isinstance(value, torch.nn.Module) and not type(value).__module__.startswith("comfy")
+    return list(getattr(value, "__dict__", {}).items()) if own else ()
+
+
+class Forwards:
+    """Counts how often the diffusion model and its last block run in a model call.
+
+    A call that should have been computed and in which they did not run was answered by somebody else. The counting
+    lies inside of all that is around the model by then; it keeps no tensor.
+    """
+
+    def __init__(self, guider: Any) -> None:
+        self.forwards = self.blocks = 0
+        self.most, self.share = 0, 0.0  # the most forwards in a model call so far, the most blocks in a forward
+        model = guider.model_patcher.model.diffusion_model
+        slots = blocks_in(model)
+        options = guider.model_options.setdefault("transformer_options", {})
+        # Traced by torch.compile a count would be compiled anew as it grows, and in a memory graph nothing of ours is
+        # to run: then it is kept farther outside.
+        traced = "torch._dynamo" in sys.modules or opens_memory_graph(model)
+        self.slot = slots[-1] if slots and not traced else None
+        kind = WrappersMP.APPLY_MODEL if traced else WrappersMP.DIFFUSION_MODEL
+        comfy.patcher_extension.add_wrapper_with_key(kind, KEY, self._forward, options)
+
+    def begin(self) -> None:
+        """A model call begins."""
+        self.forwards = self.blocks = 0
+
+    def skipped(self) -> bool:
+        """Whether the model call that is over was answered without the model, or without its blocks."""
+        if self.forwards:
+            self.share = max(self.share, self.blocks / self.forwards)
+        self.most = max(self.most, self.forwards)
+        return self.forwards < min(self.most, 1) or 2 * self.blocks < self.share * self.forwards
+
+    def _forward(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        self.forwards += 1
+        if self.slot is None:
+            return executor(*args, **kwargs)
+
+        def counted(value: Any) -> Any:
+            found = isinstance(value, dict) and "uuids" in value
+            return self._with_counted_block(value) if found else value
+
+        return executor(*map(counted, args), **{name: counted(value) for name, value in kwargs.items()})
+
+    def _with_counted_block(self, options: dict[str, Any]) -> dict[str, Any]:
+        others = options.get("patches_replace", {})
+        blocks = dict(others.get("dit", {}))
+        blocks[self.slot] = self._counting(blocks.get(self.slot))
+        return {**options, "patches_replace": {**others, "dit": blocks}}
+
+    def _counting(self, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+        """The replacement of a block that counts when the block itself runs; another patch in its slot goes on."""
+
+        def patch(args: dict[str, Any], extra: dict[str, Any]) -> Any:
+            def original(given: dict[str, Any]) -> Any:
+                self.blocks += 1
+                return extra["original_block"](given)
+
+            return original(args) if previous is None else previous(args, {**extra, "original_block": original})
+
+        return patch
