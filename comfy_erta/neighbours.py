@@ -78,7 +78,7 @@ def _numbers(guider: Any) -> Iterator[tuple[str, float]]:
 
 
 def _kept(guider: Any) -> Iterator[tuple[str, Any]]:
-    """Tensors that the guider keeps, and tensors and numbers that functions of guidance keep, as what tells them apart."""
+    """Tensors of the guider, and tensors and numbers of guidance, by name, as what tells them apart."""
     for name, value in plain_attributes(guider).items():
         if not isinstance(value, int | float):
             yield from _shown(f"{name} of {type(guider).__name__}", value)
