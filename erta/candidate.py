@@ -122,8 +122,7 @@ class Filled:
 
     def point(self, speed: float) -> Point:
         """Of an error curve."""
-        measured = self.way.problem.profile is not None
-        median, worst = (float(np.median(self.errors)), float(self.errors.max())) if measured else (0.0, 0.0)
+        median, worst = self._median_and_worst() or (0.0, 0.0)
         return Point(speed, sum(self.compute), len(self.compute), median, worst, schedules.as_text(self.compute))
 
     def plan(self) -> Plan:
@@ -142,8 +141,13 @@ class Filled:
             corrections=rounded(fit.corrections),
             resets=resets,
             residual_limits=self._limits(resets),
-            predicted_error=rounded([np.median(self.errors), self.errors.max()]) if problem.profile else (),
+            predicted_error=self._median_and_worst(),
         )
+
+    def _median_and_worst(self) -> tuple[float, ...]:
+        """A Plan's ``predicted_error``."""
+        measured = self.way.problem.profile is not None
+        return rounded([np.median(self.errors), self.errors.max()]) if measured else ()
 
     def _offsets(self) -> tuple[float, ...]:
         """In root mean squares of the newest computed feature, over the recorded runs."""
