@@ -1,6 +1,7 @@
 // @ts-check
 /** What the pack adds to ComfyUI's front end: a panel on each of its nodes, two settings, a menu. */
 import { app } from "../../scripts/app.js";
+import { shownBefore } from "./again.js";
 import { carry } from "./carry.js";
 import { html } from "./dom.js";
 import { allNodes, nodeAt, widgetOf } from "./graph.js";
@@ -61,6 +62,9 @@ app.registerExtension({
     listen("executed", ({ node, display_node: shown, output, prompt_id: prompt }) => {
       if (output?.erta) void hear({ prompt }, shown ?? node, output);
     });
+    listen("execution_cached", ({ nodes, prompt_id: prompt }) =>
+      runs.whenShown({ prompt }, () => void showAgain(nodes, runs.takeAsked(prompt))),
+    );
     await loadWords();
   },
 
@@ -101,6 +105,19 @@ app.registerExtension({
 /** @param {string} id */
 function isOn(id) {
   return app.extensionManager.setting.get(id) !== false;
+}
+
+/**
+ * A page that was opened after the run knows nothing of it yet.
+ * @param {string[]} ids of nodes whose results come from ComfyUI's cache
+ * @param {import("./again.js").Prompt} [prompt]
+ */
+async function showAgain(ids, prompt) {
+  const empty = (/** @type {string} */ id) => fills.has(/** @type {any} */ (nodeAt(id))) && !panelOf(nodeAt(id))?.output;
+  for (const id of prompt ? ids.filter(empty) : []) {
+    const output = await shownBefore(/** @type {any} */ (prompt), id);
+    if (output && empty(id)) ran(nodeAt(id), output);
+  }
 }
 
 /** A run's output has come, from the sampler or from ComfyUI's cache. @param {Node | undefined} node @param {Output} output */

@@ -7,7 +7,8 @@ import { app } from "../../scripts/app.js";
 import { rootGraph } from "./graph.js";
 
 /** @typedef {{ prompt: string, workflow?: string }} Run as an event names it; the workflow where the server knows it */
-/** @typedef {{ tab?: WeakRef<object>, workflow?: string }} Origin a duplicated workflow has its original's own id */
+/** @typedef {import("./again.js").Prompt} Prompt */
+/** @typedef {{ tab?: WeakRef<object>, workflow?: string, asked?: Prompt }} Origin a duplicate has its original's own id */
 
 const ROOM = 100; // reports that wait
 
@@ -29,12 +30,21 @@ export class Runs {
     const queue = api.queuePrompt;
     api.queuePrompt = (/** @type {any[]} */ ...args) => {
       const tab = shownTab();
-      const origin = { tab: tab && new WeakRef(tab), workflow: args[1]?.workflow?.id ?? rootGraph()?.id };
+      const { workflow, output: asked } = args[1] ?? {};
+      const origin = { tab: tab && new WeakRef(tab), workflow: workflow?.id ?? rootGraph()?.id, asked };
       const answer = queue.apply(api, args);
       const note = (/** @type {any} */ { prompt_id: prompt }) => void this.origins.set(prompt, origin);
       this.answered = answer.then(note).catch(() => {});
       return answer;
     };
+  }
+
+  /** What was queued; only once, to keep little. @param {string} prompt */
+  takeAsked(prompt) {
+    const origin = this.origins.get(prompt);
+    const asked = origin?.asked;
+    delete origin?.asked;
+    return asked;
   }
 
   /** @param {Run} run */

@@ -260,6 +260,43 @@ def test_another_tab_is_left_alone(profiled: ComfyServer, open_tab: Callable[...
     assert other.page.locator(".erta-headline").count() == 0
 
 
+def test_a_page_that_is_opened_later_shows_the_report_of_what_comes_from_the_cache(
+    profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]
+):
+    for seed in (32, 33, 33):
+        tab = open_tab(profiled)
+        tab.drop("planned.json", planned)
+        tab.set("seed", seed)
+        served = tab.queue()
+        tab.wait_for(".erta-headline", REPORTED)
+        assert json.loads(tab.value("plan"))["compute"].count("1") == 25
+    assert "5" in served
+
+
+LOADED = {"class_type": "Loader", "inputs": {"name": "a"}}
+ASKED = {"m": LOADED, "s": {"class_type": "Sampler", "inputs": {"model": ["m", 0], "seed": 1, "size": [2, 3]}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"s": {"class_type": "Sampler", "inputs": {"size": [2, 3], "seed": 1, "model": ["m", 0]}}}, True),
+        ({"s": {"class_type": "Sampler", "inputs": {**ASKED["s"]["inputs"], "model": ["n", 0]}}, "n": LOADED}, True),
+        ({"m": {"class_type": "Loader", "inputs": {"name": "b"}}}, False),
+        ({"m": {"class_type": "Other", "inputs": {"name": "a"}}}, False),
+        ({"s": {"class_type": "Sampler", "inputs": {**ASKED["s"]["inputs"], "seed": 2}}}, False),
+        ({"s": {"class_type": "Sampler", "inputs": {**ASKED["s"]["inputs"], "size": [3, 2]}}}, False),
+        ({"s": {"class_type": "Sampler", "inputs": {**ASKED["s"]["inputs"], "model": ["m", 1]}}}, False),
+        ({"s": {"class_type": "Sampler", "inputs": {**ASKED["s"]["inputs"], "more": 1}}}, False),
+        ({"s": {"class_type": "Sampler", "inputs": {"seed": 1, "size": [2, 3]}}}, False),
+    ],
+)
+def test_a_report_is_only_shown_again_of_what_was_the_same(ready: Any, changes: dict[str, Any], same: bool):
+    code = "async ([one, other]) => (await import('/extensions/ertacache/again.js')).isSame(one, other, 's')"
+    assert ready.evaluate(code, [ASKED, {**ASKED, **changes}]) == same
+
+
 def header(metadata: dict[str, str]) -> bytes:
     text = json.dumps({"__metadata__": metadata}).encode()
     return struct.pack("<Q", len(text)) + text
