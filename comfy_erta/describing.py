@@ -36,7 +36,7 @@ def plain_attributes(owner: Any) -> dict[str, Any]:
     """The numbers, texts, lists and tensors that an object or its class holds by public names."""
     held = [getattr(one, "__dict__", {}).items() for one in (*reversed(type(owner).__mro__), owner)]
     kinds = (int, float, str, list, tuple, torch.Tensor)
-    return {name: value for items in held for name, value in items if name[0] != "_" and isinstance(value, kinds)}
+    return {name: value for items in held for name, value in items if name[:1] != "_" and isinstance(value, kinds)}
 
 
 def few_values(tensor: torch.Tensor) -> bytes:

@@ -75,7 +75,7 @@ def _jumps(value: Any, steps: int) -> np.ndarray:
     """The steps at which a list of one number for each changes by much more than it usually does."""
     numbers = value.detach().cpu().tolist() if isinstance(value, torch.Tensor) and value.ndim == 1 else value
     each = isinstance(numbers, list | tuple) and len(numbers) in (steps, steps + 1)
-    if not each or not all(isinstance(number, int | float) for number in numbers):
+    if not each or not all(isinstance(number, int | float) and abs(number) < 1e6 for number in numbers):
         return np.empty(0, dtype=int)
     changes = np.abs(np.diff(np.array(numbers[:steps], dtype=float)))
     return np.flatnonzero(changes > 3.0 * np.median(changes) + 1e-6) + 1

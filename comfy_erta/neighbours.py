@@ -74,11 +74,11 @@ def _moved(old: Any, new: Any, old_sigma: float | None, sigma: float | None) -> 
 def _numbers(guider: Any) -> Iterator[tuple[str, float]]:
     for name, value in plain_attributes(guider).items():
         if isinstance(value, int | float):
-            yield f"{name} of {type(guider).__name__}", float(value)
+            yield f"{name} of {type(guider).__name__}", _finite(value)
 
 
 def _kept(guider: Any) -> Iterator[tuple[str, Any]]:
-    """Tensors of the guider, and tensors and numbers of guidance, by name, as what tells them apart."""
+    """What tells apart the tensors that a guider keeps, and the tensors and numbers of the functions of guidance."""
     for name, value in plain_attributes(guider).items():
         if not isinstance(value, int | float):
             yield from _shown(f"{name} of {type(guider).__name__}", value)
@@ -93,15 +93,20 @@ def _kept(guider: Any) -> Iterator[tuple[str, Any]]:
 def _shown(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Numbers in lists are logs; what is in the objects of others is looked at one level deep."""
     if isinstance(value, torch.Tensor):
-        yield name, float(value) if value.numel() == 1 else (tuple(value.shape), few_values(value))
+        yield name, _finite(float(value)) if value.numel() == 1 else (tuple(value.shape), few_values(value))
     elif isinstance(value, int | float):
-        yield name, float(value)
+        yield name, _finite(value)
     else:
         inside = enumerate(value) if isinstance(value, list | tuple) else _inside(value)
         numbers = () if isinstance(value, list | tuple) else (int, float)
         for key, entry in islice(inside, _MOST):
             if isinstance(entry, (torch.Tensor, *numbers)):
                 yield from _shown(f"{key} in {name}", entry)
+
+
+def _finite(number: float) -> float:
+    """One number for all that can't be compared or is too large."""
+    return float(number) if abs(number) < 1e300 else math.inf
 
 
 def _inside(value: Any) -> Iterable[tuple[Any, Any]]:

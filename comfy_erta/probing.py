@@ -24,7 +24,7 @@ class _ProbedModel:
         # Samplers of other packs ask where the model computes, and for marks on its modules, of which there are none.
         base = SimpleNamespace(model_sampling=sampling, device=torch.device("cpu"), diffusion_model=SimpleNamespace())
         # They ask the guider for its scale too (Detail Daemon).
-        facts = {name: copy.deepcopy(value) for name, value in plain_attributes(guider).items()}
+        facts = {name: _copied(value) for name, value in plain_attributes(guider).items()}
         self.inner_model = SimpleNamespace(**facts | {"model_patcher": model_patcher, "inner_model": base})
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -33,6 +33,10 @@ class _ProbedModel:
             reads = "reads predictions from within guidance, which a reused model call does not have"
             raise UnknownResponse(f"{self._sampler} {reads}")
         return self._denoise(x, sigma)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
 
 
 def sampler_response(sampler: Any, schedule: np.ndarray, model_patcher: Any, guider: Any = None) -> ImpulseResponse:

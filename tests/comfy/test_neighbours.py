@@ -188,6 +188,10 @@ def test_a_sampler_that_asks_the_guider_for_its_scale_is_foreseen(store: Any) ->
 def test_the_probe_shows_a_guiders_plain_attributes_and_runs_nothing_of_it() -> None:
     from ertacache.comfy_erta import probing
 
+    class Untouchable:
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise AssertionError
+
     class Guider:
         scale = 2.0
 
@@ -199,8 +203,9 @@ def test_the_probe_shows_a_guiders_plain_attributes_and_runs_nothing_of_it() -> 
             raise AssertionError
 
     guider = Guider()
+    guider.models = [Untouchable()]
     shown = vars(probing._ProbedModel(lambda x, sigma: x, smooth(), "its sampler", guider).inner_model)
-    assert sorted(shown) == ["cfg", "inner_model", "mask", "model_patcher", "scale", "steps"]
+    assert sorted(shown) == ["cfg", "inner_model", "mask", "model_patcher", "models", "scale", "steps"]
     shown["cfg"].clear(), shown["mask"].fill_(1.0)
     assert guider.cfg == [1.0, 2.0] and not guider.mask.any()
 
@@ -438,6 +443,17 @@ def by_an_object(momentum: float) -> Any:
 
 
 MEMORIES = [by_a_closure, by_an_object]
+
+
+@pytest.mark.parametrize("odd", [10**400, float("nan"), -float("inf"), [float("nan")] * 12, [10**400] * 12])
+def test_numbers_that_cannot_be_compared_are_no_memory_and_no_edge(odd: Any) -> None:
+    def sample(model: Any) -> Any:
+        guider = traps.cfg_guider(model)
+        guider.sigma_of_its_own = guider.weights = odd
+        return traps.with_guider(guider)
+
+    model, reports = cached(None, speed=2.0)
+    assert error(sample(model), sample(smooth())) < 0.05 and reports[0].reused == traps.STEPS // 2
 
 
 @pytest.mark.parametrize("make", MEMORIES)
