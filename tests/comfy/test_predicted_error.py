@@ -98,7 +98,8 @@ def run_sampler(wan: Any, name: str, schedule: np.ndarray, d_at: Callable[[int],
     extra_args = {"model_options": {"transformer_options": {}}, "seed": 0, "denoise_mask": None}
     common = {"extra_args": extra_args, "callback": None, "disable": True}
     sigmas = torch.tensor(schedule, dtype=torch.float64)
-    last = sampler.sampler_function(_ProbedModel(model, wan), first, sigmas, **common, **sampler.extra_options)
+    probed = _ProbedModel(model, wan, name, None)
+    last = sampler.sampler_function(probed, first, sigmas, **common, **sampler.extra_options)
     assert last.dtype == torch.float64
     return last.numpy().reshape(RUNS, ELEMENTS)
 
