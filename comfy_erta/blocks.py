@@ -6,8 +6,9 @@ reused model call.
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.patcher_extension
@@ -33,6 +34,7 @@ _BLOCKS: dict[str, dict[str, str]] = {
 }
 
 Slot = tuple[str, int]
+Patch = Callable[..., Any]
 
 
 def block_slots(model_patcher: Any) -> list[Slot]:
@@ -64,6 +66,18 @@ def known_blocks(model: Any) -> dict[str, str]:
     # What derives from Wan keeps its loop over the blocks; what derives from others may not.
     wan = "WanModel" in (cls.__name__ for cls in type(model).__mro__)
     return _BLOCKS.get("WanModel" if wan else type(model).__name__, {})
+
+
+def with_patches(
+    options: dict[str, Any], slots: Iterable[Slot], patch: Callable[[Slot, Patch | None], Patch]
+) -> dict[str, Any]:
+    """A copy of a forward's options with a patch in each slot, around what is there by now: skip layer guidance fills
+    some for its pass. patch: (slot, what is in it) -> what is to be."""
+    others = options.get("patches_replace", {})
+    blocks = dict(others.get("dit", {}))
+    for slot in slots:
+        blocks[slot] = patch(slot, blocks.get(slot))
+    return {**options, "patches_replace": {**others, "dit": blocks}}
 
 
 @dataclass
@@ -119,21 +133,13 @@ class BlocksLevel:
         one = self.begin(options["uuids"], options.get("context_window"))
         if one is None:
             return executor(*args, **kwargs)
-        patched = self._patched(options, one)
+        patched = with_patches(options, self.slots, partial(self.block, one))
         positional = [patched if arg is options else arg for arg in args]
         named = {name: patched if arg is options else arg for name, arg in kwargs.items()}
         try:
             return executor(*positional, **named)
         finally:
             one.entered = one.left = one.before_join = None
-
-    def _patched(self, options: dict[str, Any], one: _Forward) -> dict[str, Any]:
-        """A copy with our patches around what is in the slots by now: skip layer guidance fills some for its pass."""
-        others = options.get("patches_replace", {})
-        blocks = dict(others.get("dit", {}))
-        for slot in self.slots:
-            blocks[slot] = self.block(slot, one, blocks.get(slot))
-        return {**options, "patches_replace": {**others, "dit": blocks}}
 
     def _begin(self, uuids: list[Any], window: Any) -> _Forward | None:
         """None where the forward is to be left alone."""
@@ -154,7 +160,7 @@ class BlocksLevel:
         self.seen[uuid, where] = self.seen.get((uuid, where), -1) + 1
         return f"{uuid}/{self.seen[uuid, where]}/{where}"
 
-    def block(self, slot: Slot, one: _Forward, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+    def block(self, one: _Forward, slot: Slot, previous: Patch | None) -> Patch:
         """The replacement of one block; another patch in its slot goes on being called when it is computed."""
         first, last = slot == self.slots[0], slot == self.slots[-1]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..erta.joining import joined
 from ..erta.notes import Note, note
-from ..erta.plan import Plan
+from ..erta.plan import Plan, decided
 from ..erta.plan_file import PlanError, plan_from_json
 from ..erta.planner import MIN_CALLS, MOST_PLANNED, error_curve, solve
 from ..erta.problem import Problem, coverage
@@ -18,7 +18,6 @@ from ..erta.profile import Measured, Profile, ProfileError, Table
 from ..erta.profile_file import digest
 from ..erta.replay import Replay
 from ..erta.settings import Settings
-from ..erta.simulation import Fit
 from .identity import differences, measure_identity, model_digest
 from .presets import preset_remarks
 from .recording import Recording
@@ -164,8 +163,7 @@ class Caching:
         others = self._belongs_to_others(plan, problem, here)
         if others:
             return None, (note("carried_other", differs=", ".join(others)),)
-        fit = Fit(list(plan.coefficients), list(plan.offsets), list(plan.corrections), [])
-        error, plain = problem.prior_error(plan.compute, fit), self.settings.method(True, False)[0]
+        error, plain = problem.prior_error(plan.compute, decided(plan)), self.settings.method(True, False)[0]
         if problem.amplifies(error, plan.compute, plain):
             return None, (note("carried_refused", reason="errors would grow in it. Clear the plan field"),)
         return plan, (note("carried"),)

@@ -145,7 +145,7 @@ def fingerprint_loras(model: ModelPatcher) -> str:
             digest.update(f"{float(strength)!r},{float(model_strength)!r}".encode())
             for part in parts((value, offset, function)):
                 digest.update(part)
-    known = frozenset(map(id, _own(model)))
+    known = frozenset(map(id, _own(model))) if others else frozenset()
     for name, patch in others:
         for part in (name.encode(), *parts(patch, known)):
             digest.update(part)

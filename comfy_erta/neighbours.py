@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -10,7 +10,7 @@ import comfy.patcher_extension
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .blocks import blocks_in
+from .blocks import Patch, Slot, blocks_in, with_patches
 from .describing import few_values, kept_by, plain_attributes
 from .memory_graph import opens_memory_graph
 from .session import KEY
@@ -149,22 +149,17 @@ class Forwards:
 
     def _forward(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         self.forwards += 1
-        if self.slot is None:
+        slot = self.slot
+        if slot is None:
             return executor(*args, **kwargs)
 
         def counted(value: Any) -> Any:
             found = isinstance(value, dict) and "uuids" in value
-            return self._with_counted_block(value) if found else value
+            return with_patches(value, [slot], self._counting) if found else value
 
         return executor(*map(counted, args), **{name: counted(value) for name, value in kwargs.items()})
 
-    def _with_counted_block(self, options: dict[str, Any]) -> dict[str, Any]:
-        others = options.get("patches_replace", {})
-        blocks = dict(others.get("dit", {}))
-        blocks[self.slot] = self._counting(blocks.get(self.slot))
-        return {**options, "patches_replace": {**others, "dit": blocks}}
-
-    def _counting(self, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+    def _counting(self, slot: Slot, previous: Patch | None) -> Patch:
         """The replacement of a block that counts when the block itself runs; another patch in its slot goes on."""
 
         def patch(args: dict[str, Any], extra: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """What is done with a sampling run: a Task looks at the coming run and says how it is observed and finished."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ class Context:
     schedule: np.ndarray
     latent_shape: tuple[int, ...]
     edges: tuple[float, ...]
+    _responses: dict[bytes, ImpulseResponse] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def model(self) -> Any:
@@ -37,8 +38,11 @@ class Context:
         return self.guider.model_patcher
 
     def respond(self, schedule: np.ndarray) -> ImpulseResponse:
-        """The sampler's impulse response on a schedule. Raises UnknownResponse."""
-        return sampler_response(self.sampler, schedule, self.model, self.guider)
+        """The sampler's impulse response on a schedule, probed once. Raises UnknownResponse."""
+        key = np.asarray(schedule, dtype=np.float64).tobytes()
+        if key not in self._responses:
+            self._responses[key] = sampler_response(self.sampler, schedule, self.model, self.guider)
+        return self._responses[key]
 
 
 @dataclass(frozen=True)

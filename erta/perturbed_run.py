@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .notes import Note
-from .plan import Plan
+from .plan import Plan, decided
 from .prior import ERROR_LENGTH, correlation
 from .problem import saturated
 from .profile import MAX_CALIBRATION, Table
 from .recorder import sampled
 from .replay import Replay
 from .response import ImpulseResponse
-from .simulation import ErrorResponse, Fit, Simulation
+from .simulation import ErrorResponse, Simulation
 
 
 class PerturbedRun:
@@ -84,8 +84,7 @@ class PerturbedRun:
         error_response = ErrorResponse(table.gain, table.deviation, alike)
         grams, plan = table.extended_gram()[None] / table.elements / unit, self._replay.plan
         simulation = Simulation(self._response, grams, error_response, frozenset(plan.resets))
-        decided = Fit(list(plan.coefficients), list(plan.offsets), list(plan.corrections), [])
-        predicted = float(saturated(simulation.follow(plan.compute, decided).squares)[0])
+        predicted = float(saturated(simulation.follow(plan.compute, decided(plan)).squares)[0])
         measured = float(self._moved(errors, -1, errors[0].shape).square().mean() / unit) ** 0.5
         if not (np.isfinite(measured) and measured > 0.0 and predicted > 0.0):
             return 1.0

@@ -12,6 +12,7 @@ from .notes import Note
 from .predictors import History, line
 from .schedules import Schedule, histories
 from .settings import Settings
+from .simulation import Fit
 
 # A residual of twice so many times the feature's length is no prediction, whatever was recorded.
 MOST_RESIDUAL = 4.0
@@ -63,6 +64,11 @@ class Plan:
     def computed(self) -> int:
         """How many of them are computed."""
         return sum(self.compute)
+
+
+def decided(plan: Plan) -> Fit:
+    """What a plan decides, for a simulation to follow."""
+    return Fit(list(plan.coefficients), list(plan.offsets), list(plan.corrections), [])
 
 
 def full_plan(sigmas: np.ndarray, settings: Settings, *notes: Note) -> Plan:

@@ -14,7 +14,7 @@ from .response import MAX_CALLS
 from .schedules import as_text
 from .settings import Settings
 from .simulation import MAX_CORRECTION, MAX_SLOPE
-from .strict_json import read_object
+from .strict_json import is_number, read_object
 from .timesteps import MIN_PHI, adjusted
 
 FORMAT = "ertacache.plan"
@@ -127,17 +127,13 @@ def _numbers(content: dict[str, Any], name: str, lengths: Sequence[int], low: fl
     values = content[name]
     _field(isinstance(values, list) and len(values) in lengths, name, "has another length than the plan")
     for value in values:
-        _field(_is_number(value) and low <= value <= high, name, f"holds a value outside {low:g} to {high:g}")
+        _field(is_number(value) and low <= value <= high, name, f"holds a value outside {low:g} to {high:g}")
     return tuple(values)
 
 
 def _guidance(value: Any) -> float | None:
-    _field(value is None or (_is_number(value) and abs(value) <= 1e6), "guidance", "must be a number or null")
+    _field(value is None or (is_number(value) and abs(value) <= 1e6), "guidance", "must be a number or null")
     return None if value is None else float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _resets(content: dict[str, Any], count: int) -> tuple[int, ...]:

@@ -63,11 +63,6 @@ class Predictor:
         """The prediction of call i. slope: the share of the line's slope that was fitted to its interval."""
         return line(self.sigmas, history, i, slope)
 
-    @classmethod
-    def allows(cls, prediction: Prediction) -> bool:
-        """Whether a plan may hold it: weights of features that add up to 1, so that nothing is amplified at will."""
-        return abs(sum(prediction.coefficients) - 1.0) < 1e-6 and not prediction.offset
-
 
 class Hold(Predictor):
     """Zero-order hold: the newest computed feature, unchanged. What every published step cache does first."""
@@ -106,11 +101,6 @@ class Affine(Predictor):
         nodes = [history[0], i, one]
         scale, offset = _affine_fit(self.grams[:, nodes][:, :, nodes].sum(axis=0))
         return Prediction((scale,), offset)
-
-    @classmethod
-    def allows(cls, prediction: Prediction) -> bool:
-        """Also one scaled feature with an offset."""
-        return len(prediction.coefficients) == 1 or super().allows(prediction)
 
 
 # By the name that settings and plans use.

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import gram as grams
 from .response import MAX_CALLS
+from .strict_json import is_number
 
 MAX_TABLES = 512
 MAX_SIGMA = 1e6
@@ -76,7 +77,7 @@ class Measured:
         _check_count("parameters", self.parameters, 0, MAX_COUNT)
         _check_count("steps", self.steps, 1, 10 * MAX_CALLS)
         for name, value in (("shift", self.shift), ("guidance", self.guidance)):
-            if value is not None and not (_is_number(value) and abs(value) <= MAX_SIGMA):
+            if value is not None and not (is_number(value) and abs(value) <= MAX_SIGMA):
                 raise refusal(name, value, f"none, or a number of at most {MAX_SIGMA:g}")
         if not isinstance(self.latent_shape, tuple) or not 1 <= len(self.latent_shape) <= 8:
             raise refusal("latent_shape", self.latent_shape, "1 to 8 whole numbers")
@@ -114,9 +115,9 @@ class Table:
         _check_count("run", self.run, 0, 2**31)
         _check_count("stream", self.stream, 0, 2**31)
         _check_count("elements", self.elements, 1, MAX_COUNT)
-        if not _is_number(self.latent_rms) or not 0 <= self.latent_rms <= MAX_VALUE:
+        if not is_number(self.latent_rms) or not 0 <= self.latent_rms <= MAX_VALUE:
             raise refusal("latent_rms", self.latent_rms, f"a number from 0 to {MAX_VALUE:g}")
-        if not _is_number(self.calibration) or not 1 / MAX_CALIBRATION <= self.calibration <= MAX_CALIBRATION:
+        if not is_number(self.calibration) or not 1 / MAX_CALIBRATION <= self.calibration <= MAX_CALIBRATION:
             raise refusal("calibration", self.calibration, f"within a factor of {MAX_CALIBRATION:g} of 1")
         sigmas = as_floats("sigmas", self.sigmas)
         count = sigmas.size
@@ -221,10 +222,6 @@ def _check_fingerprint(name: str, value: object) -> None:
 def _check_count(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise refusal(name, value, f"a whole number from {least} to {most}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shaped(name: str, value: object, shape: tuple[int, ...]) -> np.ndarray:

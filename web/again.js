@@ -13,9 +13,18 @@ const LOOKED_THROUGH = 50; // runs, the newest
 export async function shownBefore(prompt, id) {
   const response = await app.api.fetchApi(`/history?max_items=${LOOKED_THROUGH}`);
   /** @type {{ prompt: [number, string, Prompt], outputs: Record<string, any> }[]} */
-  const runs = Object.values(await response.json());
+  const runs = Object.values(parsed(await response.text()));
   const ran = runs.reverse().find((run) => run.outputs[id]?.erta && isSame(prompt, run.prompt[2], id));
   return ran?.outputs[id];
+}
+
+/**
+ * JSON as Python writes it: with NaN and Infinity, which a browser's parser refuses. They become null.
+ * @param {string} text
+ */
+export function parsed(text) {
+  const plain = text.replace(/"(?:[^"\\]|\\.)*"|NaN|-?Infinity/g, (found) => (found[0] === '"' ? found : "null"));
+  return JSON.parse(plain);
 }
 
 /**

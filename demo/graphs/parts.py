@@ -21,6 +21,8 @@ FLUX, FLUX_VAE = (
     "Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae/",
 )
 FLUX_TEXT = "comfyanonymous/flux_text_encoders/resolve/main/"
+ENCODER = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"  # of all Wans but VACE
+
 FILES = {
     "wan2.1_t2v_1.3B_fp16.safetensors": ("diffusion_models", WAN21),
     "wan2.1_t2v_14B_fp16.safetensors": ("diffusion_models", WAN21),
@@ -30,7 +32,7 @@ FILES = {
     "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", WAN22),
     "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors": ("diffusion_models", WAN22),
     "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", WAN22),
-    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", WAN21),
+    ENCODER: ("text_encoders", WAN21),
     "umt5_xxl_fp16.safetensors": ("text_encoders", WAN21),
     "clip_vision_h.safetensors": ("clip_vision", WAN21),
     "wan_2.1_vae.safetensors": ("vae", WAN21),
@@ -110,11 +112,11 @@ def _file(name: str) -> dict[str, str]:
     return {"name": name, "url": f"https://huggingface.co/{place.format(kind=kind)}{name}", "directory": kind}
 
 
-def wan_loaders(model: str, encoder: str = "umt5_xxl_fp8_e4m3fn_scaled.safetensors") -> list[Box]:
+def wan_loaders(model: str, encoder: str = ENCODER) -> list[Box]:
     return [box(MODELS, "Model", "UNETLoader", unet_name=model), *wan_companions(encoder)]
 
 
-def wan_companions(encoder: str = "umt5_xxl_fp8_e4m3fn_scaled.safetensors") -> list[Box]:
+def wan_companions(encoder: str = ENCODER) -> list[Box]:
     """What goes with every Wan of 2.1, and with the 14B ones of 2.2."""
     return [
         box(MODELS, "Text encoder", "CLIPLoader", clip_name=encoder, type="wan"),

@@ -256,3 +256,20 @@ def test_a_strangers_plan_in_which_errors_grow_is_not_rendered(
     full = render(model)
     assert error(render(patched), full) < 0.1
     assert "carried_refused" in codes(reports[-1]) and "errors would grow" in reports[-1].as_text()
+
+
+def test_a_run_probes_its_sampler_once(model: Any, store: Any, monkeypatch: Any) -> None:
+    """While it records, with a stored profile, and with a carried plan whose profile is here."""
+    from ertacache.comfy_erta import task
+
+    probed: list[Any] = []
+    probe = task.sampler_response
+    monkeypatch.setattr(task, "sampler_response", lambda *about: probed.append(about) or probe(*about))
+    patched, reports = cached(model, store)
+    render(patched)
+    assert "recorded" in codes(reports[-1]) and len(probed) == 1
+    render(patched, seed=21)
+    assert reports[-1].reused == 10 and reports[-1].curve and len(probed) == 2
+    carrying, reports = cached(model, store, carried=reports[-1].plan)
+    render(carrying)
+    assert codes(reports[-1]) == ["carried"] and reports[-1].curve and len(probed) == 3

@@ -333,15 +333,15 @@ def test_t11_patches_put_in_before_the_pass_fills_their_slots_are_seen(monkeypat
     """Skip layer guidance takes the slots of the blocks it skips: first and last patch must be around its own."""
     from ertacache.comfy_erta import blocks as module
 
-    patched = module.BlocksLevel._patched
+    patched = module.with_patches
 
-    def outdone(level: Any, options: dict[str, Any], one: Any) -> dict[str, Any]:
+    def outdone(options: dict[str, Any], slots: Any, patch: Any) -> dict[str, Any]:
         theirs = options.get("patches_replace", {}).get("dit", {})
-        found = patched(level, options, one)
+        found = patched(options, slots, patch)
         found["patches_replace"]["dit"].update(theirs)
         return found
 
-    monkeypatch.setattr(module.BlocksLevel, "_patched", outdone)
+    monkeypatch.setattr(module, "with_patches", outdone)
     with pytest.raises((AssertionError, RuntimeError, TypeError)):
         test_t11_skip_layer_guidance_throughout_is_as_good_as_without("blocks", layers)
 

@@ -263,6 +263,9 @@ def test_another_tab_is_left_alone(profiled: ComfyServer, open_tab: Callable[...
 def test_a_page_that_is_opened_later_shows_the_report_of_what_comes_from_the_cache(
     profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]
 ):
+    """Also where the history holds a prompt with NaN, which Python writes and browsers do not read."""
+    text = {"class_type": "PreviewAny", "inputs": {"source": float("nan")}}
+    profiled.client.run({"text": text})
     for seed in (32, 33, 33):
         tab = open_tab(profiled)
         tab.drop("planned.json", planned)
@@ -295,6 +298,15 @@ ASKED = {"m": LOADED, "s": {"class_type": "Sampler", "inputs": {"model": ["m", 0
 def test_a_report_is_only_shown_again_of_what_was_the_same(ready: Any, changes: dict[str, Any], same: bool):
     code = "async ([one, other]) => (await import('/extensions/ertacache/again.js')).isSame(one, other, 's')"
     assert ready.evaluate(code, [ASKED, {**ASKED, **changes}]) == same
+
+
+@pytest.mark.parametrize(
+    "value", [{}, [1.5, -2e9, None, True], {"NaN": 'said "NaN", -Infinity\\'}, ['\\"', float("nan")], [-float("inf")]]
+)
+def test_what_python_writes_is_read(ready: Any, value: Any):
+    code = "async (text) => (await import('/extensions/ertacache/again.js')).parsed(text)"
+    plain = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    assert ready.evaluate(code, json.dumps(value)) == plain
 
 
 def header(metadata: dict[str, str]) -> bytes:
