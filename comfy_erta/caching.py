@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..erta.joining import joined
+from ..erta.meaning import CHANGED, good_point
 from ..erta.notes import Note, note
 from ..erta.plan import Plan, decided
 from ..erta.plan_file import PlanError, plan_from_json
@@ -26,7 +27,7 @@ from .store import Store, StoreError
 from .task import Context, OnReport, Start
 
 RECORD, BUILT_IN = "record", "built-in plan"
-
+RECORDING = "recording_first"  # the note of a run that is recorded
 
 # A stored profile that reaches less of a run is left alone, and a new one is recorded.
 ENOUGH = 0.9
@@ -78,7 +79,7 @@ class Caching:
             profile, more = self._stored_profile(here, problem.response.sigmas)
             problem, notes = replace(problem, source=profile), notes + more
             if profile is None and self.without_profile == RECORD and not self.settings.preset:
-                return self._record(context, notes)
+                return self._record(context, problem, notes)
         plan = carried or self._made_plan(problem, here)
         notes += () if carried or problem.calls < MIN_CALLS or problem.profile else (note("built_in"),)
         notes += preset_remarks(self.settings.preset, self.settings.preset_steps, here)
@@ -101,19 +102,28 @@ class Caching:
             problem = replace(problem, source=profile if profile and digest(profile) == plan.profile else None)
         if problem.source is not None and not self.settings.preset and not self.settings.threshold:
             report = replace(report, curve=error_curve(problem, self.settings))
-        self.on_report(report)
+        self.on_report(replace(report, notes=(*report.notes, *changed(report))))
 
-    def _record(self, context: Context, notes: tuple[Note, ...]) -> Start:
-        start = Recording(self.settings.level, 0, self._save, self.on_report, self.scheduler).begin(context)
-        return replace(start, notes=(*notes, note("recording_first")))
+    def _record(self, context: Context, problem: Problem, notes: tuple[Note, ...]) -> Start:
+        kept: list[Profile] = []
 
-    def _save(self, measured: Measured, tables: tuple[Table, ...]) -> tuple[Note, ...]:
+        def on_report(report: Report) -> None:
+            curve = error_curve(replace(problem, source=kept[0]), self.settings) if kept else ()
+            self.on_report(replace(report, curve=curve))
+
+        save = partial(self._save, kept)
+        start = Recording(self.settings.level, 0, save, on_report, self.scheduler).begin(context)
+        return replace(start, notes=(*notes, note(RECORDING)))
+
+    def _save(self, kept: list[Profile], measured: Measured, tables: tuple[Table, ...]) -> tuple[Note, ...]:
         stem = f"{measured.model_class}-{model_digest(measured)[:8]}-{measured.sampler}-{measured.steps}".lower()
         name = self.store.unique_name(re.sub(r"[^a-z0-9_-]", "-", stem)[:56])
         try:
-            self.store.save(name, Profile(measured, tables))
+            profile = Profile(measured, tables)
+            self.store.save(name, profile)
         except (StoreError, ProfileError) as error:  # the picture is rendered, and is worth more than the profile
             return (note("not_recorded", reason=error),)
+        kept.append(profile)
         return (note("recorded", name=name),)
 
     def _connected_profile(self, here: Measured) -> tuple[Profile | None, tuple[Note, ...]]:
@@ -123,7 +133,10 @@ class Caching:
             return None, ()
         refusals, remarks = differences(here, self.profile.measured)
         if refusals:
-            raise ProfileMismatch("The connected profile does not fit. " + " ".join(refusals))
+            raise ProfileMismatch(
+                f"The connected profile does not fit: it was made with {refusals[0]}. Disconnect it, or record a new one "
+                "with ERTA Profile."
+            )
         return self.profile, tuple(remarks)
 
     def _stored_profile(self, here: Measured, sigmas: np.ndarray) -> tuple[Profile | None, tuple[Note, ...]]:
@@ -183,6 +196,17 @@ class Caching:
             "profile": problem.source is None or plan.profile == problem.digest,
         }
         return [name for name, equal in same.items() if not equal]
+
+
+def changed(report: Report) -> tuple[Note, ...]:
+    """A note where the predicted error says that the picture may be another one, with a speed that keeps it."""
+    error = report.predicted_error[0] if report.predicted_error else 0.0
+    if error < CHANGED:
+        return ()
+    good = good_point(report.curve)
+    if good is None:
+        return (note("may_change", error=f"{error:.0%}"),)
+    return (note("may_change_unless", error=f"{error:.0%}", speed=f"{good.speed:g}", kept=f"{good.median:.1%}"),)
 
 
 def _close(one: Sequence[float], other: Sequence[float] | np.ndarray) -> bool:
