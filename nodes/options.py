@@ -16,8 +16,8 @@ NONE = "none"
 
 
 def option_inputs() -> list[Any]:
-    """The one declaration: names, defaults, ranges and help."""
-    return [
+    """The one declaration: names, defaults, ranges and help. A prompt may leave any of them out."""
+    made = [
         setting_input("mode"),
         io.Combo.Input(
             "without_profile",
@@ -38,6 +38,9 @@ def option_inputs() -> list[Any]:
             tooltip="Level blocks: keep the cache in main memory instead of on the GPU.",
         ),
     ]
+    for one in made:
+        one.optional = True
+    return made
 
 
 @dataclass(frozen=True)
