@@ -134,8 +134,8 @@ class Caching:
         refusals, remarks = differences(here, self.profile.measured)
         if refusals:
             raise ProfileMismatch(
-                f"The connected profile does not fit: it was made with {refusals[0]}. Disconnect it, or record a new one "
-                "with ERTA Profile."
+                f"The connected profile does not fit: it was made with {refusals[0]}. Disconnect it, or record a new "
+                "one with ERTA Profile."
             )
         return self.profile, tuple(remarks)
 

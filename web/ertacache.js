@@ -50,10 +50,6 @@ app.registerExtension({
 
   async setup() {
     runs.follow(app.api);
-    const { LGraphCanvas } = /** @type {any} */ (globalThis);
-    for (const colours of [LGraphCanvas?.link_type_colors, app.canvas?.default_connection_color_byType]) {
-      if (colours) Object.assign(colours, COLOURS);
-    }
     const listen = (/** @type {string} */ name, /** @type {(detail: any) => void} */ hear) =>
       app.api.addEventListener(name, (/** @type {any} */ { detail }) => hear(detail));
     const live = async (/** @type {any} */ detail) =>
@@ -83,6 +79,8 @@ app.registerExtension({
 
   /** @param {Node} node */
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("ERTA")) return;
+    colourSlots();
     if (node.comfyClass === "ERTAOptions") for (const one of node.widgets ?? []) after(one, "callback", refreshAll);
     if (!hasPanel(node.comfyClass)) return;
     const plan = widgetOf(node, "plan");
@@ -152,4 +150,12 @@ function ran(node, output) {
 function stopAll(words) {
   const going = allNodes().map(panelOf).filter((panel) => panel?.progress);
   if (going.length) quietly(() => going.forEach((panel) => panel?.stopped(words)));
+}
+
+/** Before each node: a colour palette that is loaded takes back what it does not know. */
+function colourSlots() {
+  const { LGraphCanvas } = /** @type {any} */ (globalThis);
+  for (const colours of [LGraphCanvas?.link_type_colors, app.canvas?.default_connection_color_byType]) {
+    if (colours) Object.assign(colours, COLOURS);
+  }
 }
