@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from ..erta.schedules import as_text
+from .machines import running_server
 from .measuring import perturbs
 from .report import Report
 from .task import Start
@@ -26,7 +27,7 @@ class Browser:
         # In a loop ComfyUI runs copies of a node; the browser and the workflow know the one that is drawn.
         drawn = hidden.dynprompt.get_display_node_id if hidden.dynprompt else str
         self._node_id, self._pnginfo = drawn(hidden.unique_id), hidden.extra_pnginfo
-        self._prompt = getattr(_server(), "last_prompt_id", None)
+        self._prompt = getattr(running_server(), "last_prompt_id", None)
         self._sent, self._kinds = 0.0, ""
         self._runs, self._bar = runs, bar
         self._run = self._done = self._total = 0  # model calls that are computed
@@ -72,19 +73,13 @@ class Browser:
 
     def _own_pnginfo(self) -> Any:
         """None in a later prompt, which got the node's output from ComfyUI's cache and has a workflow of its own."""
-        return self._pnginfo if getattr(_server(), "last_prompt_id", None) == self._prompt else None
+        return self._pnginfo if getattr(running_server(), "last_prompt_id", None) == self._prompt else None
 
     def _send(self, event: str, **content: Any) -> None:
-        server, workflow = _server(), _entry(_entry(self._own_pnginfo(), "workflow"), "id")
+        server, workflow = running_server(), _entry(_entry(self._own_pnginfo(), "workflow"), "id")
         if server is not None and server.client_id is not None:  # to nobody would mean to every browser
             about = {"node": self._node_id, "prompt": server.last_prompt_id, "workflow": workflow}
             server.send_sync(f"ertacache.{event}", {**about, **content}, server.client_id)
-
-
-def _server() -> Any:
-    from server import PromptServer  # ComfyUI's; there is none where its nodes run without a server
-
-    return getattr(PromptServer, "instance", None)
 
 
 def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str) -> None:

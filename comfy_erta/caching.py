@@ -20,6 +20,7 @@ from ..erta.profile_file import digest
 from ..erta.replay import Replay
 from ..erta.settings import Settings
 from .identity import differences, measure_identity, model_digest
+from .machines import several_machines
 from .presets import preset_remarks
 from .recording import Recording
 from .report import Report
@@ -53,12 +54,16 @@ class Caching:
 
     carried: a plan's JSON from the workflow, followed where it was made for just this run. profile: the connected one,
     which a carried plan must be made from, or None: the carried plan, else one from the store. without_profile: what
-    happens when neither is there; RECORD renders in full and keeps a profile under a free name. offload: at blocks
-    level, keep the cache in main memory.
+    happens when neither is there; RECORD renders in full and keeps a profile under a free name. store: None to look
+    nowhere and keep nothing: the carried plan, else the built-in one. offload: at blocks level, keep the cache in main
+    memory.
+
+    Of a prompt that several machines render each one has its own profiles, so none is used: the same seed is to be the
+    same picture on all of them.
     """
 
     settings: Settings
-    store: Store
+    store: Store | None
     on_report: OnReport
     profile: Profile | Missing | None = None
     carried: str = ""
@@ -70,6 +75,9 @@ class Caching:
         """Find or make the plan. Raises ProfileMismatch, and UnknownResponse."""
         if self.settings.computes_all or len(context.schedule) < 2:
             return Start(finish=lambda report, samples: self.on_report(report))
+        if self.store and several_machines():
+            start = replace(self, store=None, profile=None).begin(context)
+            return replace(start, notes=(note("several_machines"), *start.notes))
         here = measure_identity(context, self.settings.level, self.scheduler)
         profile, notes = self._connected_profile(here)
         problem = Problem(context.schedule, context.respond, profile, context.edges, context.latent_shape)
@@ -78,7 +86,7 @@ class Caching:
         if carried is None and profile is None and MIN_CALLS <= problem.calls <= MOST_PLANNED:
             profile, more = self._stored_profile(here, problem.response.sigmas)
             problem, notes = replace(problem, source=profile), notes + more
-            if profile is None and self.without_profile == RECORD and not self.settings.preset:
+            if profile is None and self.store and self.without_profile == RECORD and not self.settings.preset:
                 return self._record(context, problem, notes)
         plan = carried or self._made_plan(problem, here)
         notes += () if carried or problem.calls < MIN_CALLS or problem.profile else (note("built_in"),)
@@ -118,6 +126,10 @@ class Caching:
     def _save(self, kept: list[Profile], measured: Measured, tables: tuple[Table, ...]) -> tuple[Note, ...]:
         stem = f"{measured.model_class}-{model_digest(measured)[:8]}-{measured.sampler}-{measured.steps}".lower()
         name = self.store.unique_name(re.sub(r"[^a-z0-9_-]", "-", stem)[:56])
+        # Another process may have measured the same. The name comes first: of two that see nothing of each other both
+        # have the same one, so one profile is left.
+        if self._stored_profile(measured, tables[0].sigmas)[0]:
+            return (note("recorded_elsewhere"),)
         try:
             profile = Profile(measured, tables)
             self.store.save(name, profile)
@@ -145,7 +157,7 @@ class Caching:
         Of equals, the one with the fewest differences.
         """
         fitting = []
-        for entry in self.store.headers():
+        for entry in self.store.headers() if self.store else ():
             refusals, remarks = differences(here, entry.measured)
             if not refusals:
                 covered = round(coverage(np.array(entry.sigmas), sigmas), 1)

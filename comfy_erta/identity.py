@@ -106,15 +106,17 @@ def fingerprint_weights(model: ModelPatcher) -> str:
     Name, shape and 16 values each of up to 64 parameters, evenly picked. The values are rounded to bfloat16, so that
     fp32, fp16 and bf16 loads of one fp16 checkpoint agree; an fp8 or otherwise quantised load has other values, hence
     another fingerprint, as it should: its features differ. Parameters without data (device "meta") count by name and
-    shape alone.
+    shape alone, as do all where the model is spread over processes (FSDP): each holds others, and asking the others
+    waits for ever where they do not ask too.
     """
+    spread = any(hasattr(module, "reshard") for module in model.model.diffusion_model.modules())
     held = {name.replace("_orig_mod.", ""): weight for name, weight in _base_parameters(model).items()}  # if compiled
     names = sorted(held)
     picked = np.linspace(0, len(names) - 1, min(PARAMETERS_READ, len(names))).round().astype(int)
     digest = hashlib.sha256()
     for name in (names[i] for i in picked):
         digest.update(f"{name}{tuple(held[name].shape)}".encode())
-        digest.update(few_values(_unpatched(model, f"diffusion_model.{name}", held[name])))
+        digest.update(b"" if spread else few_values(_unpatched(model, f"diffusion_model.{name}", held[name])))
     return digest.hexdigest()
 
 
