@@ -1,6 +1,7 @@
 // @ts-check
 /** The one widget that a node of ours gets: what the knob comes to, the plan strip, the report, the profile. */
 import { app } from "../../scripts/app.js";
+import { addBadge, tellCollapsed } from "./collapsed.js";
 import { html } from "./dom.js";
 import { forecast } from "./forecast.js";
 import { after, allNodes, widgetOf } from "./graph.js";
@@ -34,9 +35,10 @@ export function hasPanel(comfyClass) {
   return !!comfyClass && comfyClass in TALLEST;
 }
 
-/** After something that several nodes tell of has changed: a profile, options. */
+/** After something that several nodes tell of has changed: a profile, options, the graph that is shown. */
 export function refreshAll() {
   for (const node of allNodes()) panelOf(node)?.refresh();
+  tellCollapsed((node) => panelOf(node)?.gain() ?? "");
 }
 
 export class Panel {
@@ -86,7 +88,7 @@ export class Panel {
     after(node, "onConnectionsChange", () => this.refresh());
     after(node, "onRemoved", () => this.remove());
     after(node, "onResize", () => this.fit(false));
-    node.badges?.push(() => this.badge());
+    addBadge(node, () => this.gain());
     this.refresh();
   }
 
@@ -153,7 +155,6 @@ export class Panel {
     if (this.profile && content?.curve?.length) {
       this.profile.show(content);
       this.put(...noteList(content.notes));
-      refreshAll(); // it may be connected to one of them
     } else if (content?.calls === undefined) {
       this.say(...(output.text ?? []));
     } else {
@@ -246,11 +247,10 @@ export class Panel {
     return panelOf(this.source("profile"))?.output?.erta?.[0]?.curve ?? [];
   }
 
-  /** What a collapsed node tells of its run; on one that is open the panel does. */
-  badge() {
-    const report = this.node.flags?.collapsed ? this.lastReport() : undefined;
-    const text = report?.calls === undefined ? "" : gainOf(report);
-    return new /** @type {any} */ (globalThis).LGraphBadge({ text, fgColor: "#fff", bgColor: "#2b6cb0" });
+  /** How the run went, in a word; "" where there was none. */
+  gain() {
+    const report = this.lastReport();
+    return report?.calls === undefined ? "" : gainOf(report);
   }
 }
 
