@@ -37,7 +37,7 @@ class Memory:
     def __init__(self, guider: Any) -> None:
         self.guider, self.doubt = guider, False
         self.looks = 0
-        self.options: dict[str, Any] = {}
+        self.options = guider.model_options  # each model call comes with a copy
         self.sampling, self.timestep = guider.model_patcher.get_model_object("model_sampling"), 0.0
         self.clock: Clock | None = None  # of the computed call since the last look
         self.last: tuple[Clock | None, dict[str, Any]] = (None, {})
