@@ -18,7 +18,9 @@ import { app } from "../../scripts/app.js";
  * @property {any} graph
  * @property {any} [subgraph]
  * @property {Widget[]} [widgets]
- * @property {{ name: string, link: number | null, widget?: { name: string } }[]} [inputs]
+ * @property {{ name: string, type?: unknown, link: number | null, widget?: { name: string } }[]} [inputs]
+ * @property {ArrayLike<number>} size
+ * @property {(size: [number, number]) => void} setSize
  * @property {(slot: number) => Node | null} getInputNode
  * @property {(name: string, type: string, element: HTMLElement, options: object) => Widget} addDOMWidget
  */

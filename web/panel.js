@@ -1,6 +1,7 @@
 // @ts-check
 /** The one widget that a node of ours gets: the forecast of its knob, the plan strip, the report, the profile. */
 import { app } from "../../scripts/app.js";
+import { CompareView } from "./compare.js";
 import { html } from "./dom.js";
 import { forecast } from "./forecast.js";
 import { after, allNodes, widgetOf } from "./graph.js";
@@ -40,10 +41,12 @@ export class Panel {
     this.forecast = caching ? html("div", { class: "erta-forecast" }) : undefined;
     this.strip = caching ? new Strip() : undefined;
     this.profile = PROFILING.has(node.comfyClass) ? new ProfileView() : undefined;
+    const reportsOf = (/** @type {Node} */ other) => panelOf(other)?.output?.erta;
+    this.compare = node.comfyClass === "ERTACompare" ? new CompareView(node, reportsOf) : undefined;
     this.text = html("div", { class: "erta-text", tabindex: 0, role: "region", "aria-label": translate("ERTA report") });
     this.element = html("div", { class: "erta-panel" });
-    const parts = [this.forecast, this.strip?.element, caching && legend(), this.profile?.element, this.text];
-    this.element.append(...parts.filter((part) => !!part));
+    const parts = [this.forecast, this.strip?.element, caching && legend(), this.profile?.element, this.compare?.element];
+    this.element.append(...parts.filter((part) => !!part), this.text);
     if (tools.length) this.element.append(html("div", { class: "erta-tools" }, ...tools));
     this.say(hintOf(node.comfyClass));
     /** @type {Output | undefined} what is shown */
@@ -64,8 +67,7 @@ export class Panel {
       hideOnZoom: false,
       getValue: () => this.output?.text?.join("\n\n") ?? "",
       setValue: () => {},
-      getMinHeight: () => height + MARGINS,
-      ...(node.comfyClass === "ERTACompare" ? { getMaxHeight: () => height + MARGINS } : {}), // room for the figure
+      getMinHeight: () => Math.max(height, this.compare?.height ?? 0) + MARGINS,
     });
     widget.serialize = false; // not in the workflow
     for (const name of this.forecast ? KNOBS : []) {
@@ -79,6 +81,7 @@ export class Panel {
 
   remove() {
     this.profile?.remove();
+    this.compare?.remove();
     panels.delete(this.node);
   }
 
@@ -101,10 +104,14 @@ export class Panel {
       for (const node of allNodes()) panelOf(node)?.refresh(); // it may be connected to one of them
       return;
     }
+    if (this.compare && content?.clips) {
+      this.compare.show(content);
+      return this.put();
+    }
     if (content?.calls === undefined) return this.say(...(output.text ?? []));
     this.strip?.finished(content.compute ?? "", content.sigmas);
     this.put(...(output.erta ?? []).flatMap((report) => reportParts(report)));
-    this.refresh();
+    for (const node of allNodes()) panelOf(node)?.refresh(); // ERTA Compare shows it too
   }
 
   /** Warnings not shown yet: ComfyUI's cache sends an output again. @param {Output} output */
@@ -130,6 +137,7 @@ export class Panel {
 
   /** Says what the knobs come to as they stand now. */
   refresh() {
+    this.compare?.showRenders();
     if (!this.forecast) return;
     const linked = this.isLinked("speed") || this.isLinked("steps");
     const now = this.knobs();
@@ -167,6 +175,7 @@ export class Panel {
 /** @param {string} comfyClass */
 function hintOf(comfyClass) {
   if (PROFILING.has(comfyClass)) return translate("Run it once: then the predicted error at each speed appears here.");
+  if (comfyClass === "ERTACompare") return translate("Run it: both clips and how far they are apart appear here.");
   return translate("The report of the run appears here.");
 }
 
