@@ -1,5 +1,5 @@
 // @ts-check
-/** Two clips on one canvas, in step: side by side, one wiped over the other, or their difference eight times brighter. */
+/** Two clips on one canvas, in step: side by side, one wiped over the other, or the difference eight times brighter. */
 import { html } from "./dom.js";
 import { translate } from "./words.js";
 

@@ -1,5 +1,5 @@
 // @ts-check
-/** A comparison to look at: both clips playing, how far apart they are, in words and by frame, and how both were made. */
+/** A comparison to look at: both clips playing, how far apart they are, in words and by frame, how both were made. */
 import { app } from "../../scripts/app.js";
 import { ClipStage } from "./clip_stage.js";
 import { duration, html, percent, svg } from "./dom.js";
@@ -27,7 +27,7 @@ import { translate } from "./words.js";
  * @property {Record<string, string>[]} sheets
  */
 
-/** Error of the latent or PSNR of the pictures from which on a difference is seen, and from which on another picture. */
+/** Error of the latent, or PSNR of pictures, from which on a difference is seen, and from which on another picture. */
 const SEEN = { error: 0.03, psnr: 48 };
 const CHANGED = { error: 0.15, psnr: 30 };
 
