@@ -133,13 +133,12 @@ def test_a_long_clip_is_played_with_fewer_frames_and_its_worst(node: Any):
     [(2, 90, 2000, (14, 320)), (1, 90, 2000, (46, 1024)), (2, 8, 13, (8, 13)), (2, 1, 4000, (1, 320))],
 )
 def test_large_frames_are_reduced_and_small_ones_left(node: Any, frames: int, height: int, width: int, small: Any):
-    clip = torch.linspace(0, 1, width)[None, None, :, None].expand(frames, height, -1, 3)
+    """Black and white columns in turn: made smaller they are greys, of 2 to 13 columns each."""
+    clip = (torch.arange(width) % 2.0)[None, None, :, None].expand(frames, height, -1, 3)
     clips = node.execute(clip, clip).ui["erta"][0]["clips"]
     assert (clips["height"], clips["width"]) == small
-    shown = pictures(clips)[0][0, 0, :, 0]
-    assert (shown - torch.linspace(0, 255, small[1])).abs().max() <= 255 / small[1] + 1, (
-        "averages, not one pixel of many"
-    )
+    shown = pictures(clips)[0][0, 0, :, 0] / 255
+    assert (0.3 < shown).all() and (shown < 0.7).all() if small[1] < width else (shown == clip[0, 0, :, 0]).all()
 
 
 def test_the_error_of_a_latent_is_that_which_a_plan_predicts(node: Any):
