@@ -3,6 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { ClipStage } from "./clip_stage.js";
 import { duration, html, percent, svg } from "./dom.js";
+import { CHANGED, meaning, VISIBLE } from "./quality.js";
+import { capital, countOf } from "./report.js";
 import { translate } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
@@ -27,23 +29,26 @@ import { translate } from "./words.js";
  * @property {Record<string, string>[]} sheets
  */
 
-/** Error of the latent, or PSNR of pictures, from which on a difference is seen, and from which on another picture. */
-const SEEN = { error: 0.03, psnr: 48 };
-const CHANGED = { error: 0.15, psnr: 30 };
+/** PSNR of pictures, in dB, below which the errors VISIBLE and CHANGED of a latent lie: pictures have no such error. */
+const PSNR = { visible: 48, changed: 30 };
 
 const RATE = 16; // frames of the clip a second, as Wan renders them: which rate these are made for is not known here
 const LEAST = 1.5; // seconds once through: a few frames would only flicker
 const WIDTH = 400; // of a new node
 const LOOKED_THROUGH = 50; // nodes before an input
 const CHART = { height: 62, left: 30, right: 6, top: 6, bottom: 6 };
-const PADDING = 14; // of the panel, above and below
 const OURS = new Set([" ", "Enter", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]);
 
 export class CompareView {
-  /** @param {Node} node @param {(node: Node) => Report[] | undefined} reportsOf what a node of ours reported last */
-  constructor(node, reportsOf) {
+  /**
+   * @param {Node} node
+   * @param {(node: Node) => Report[] | undefined} reportsOf what a node of ours reported last
+   * @param {() => void} resized
+   */
+  constructor(node, reportsOf, resized) {
     this.node = node;
     this.reportsOf = reportsOf;
+    this.resized = resized;
     if (node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]); // one from a file gets its own size after this
     this.meaning = html("div", { class: "erta-headline" });
     this.numbers = html("div");
@@ -68,7 +73,6 @@ export class CompareView {
     this.plays = !matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.isSeen = false;
     this.timer = 0;
-    this.height = 0;
     this.listen();
     this.look("side");
   }
@@ -86,7 +90,7 @@ export class CompareView {
     // Else the canvas below pans on a space, and ComfyUI moves the node.
     this.element.addEventListener("keydown", (event) => OURS.has(event.key) && event.stopPropagation());
     this.element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
-    this.size = new ResizeObserver(() => this.fit());
+    this.size = new ResizeObserver(() => this.drawChart());
     this.size.observe(this.element);
     this.sight = new IntersectionObserver(([entry]) => {
       this.isSeen = entry.isIntersecting;
@@ -108,7 +112,7 @@ export class CompareView {
     const isNew = this.content?.clips.sheets[0].filename !== sheets[0].filename;
     this.content = content;
     this.element.removeAttribute("hidden");
-    this.meaning.textContent = meaning(content);
+    this.meaning.textContent = words(content);
     for (const part of [this.player, this.scores]) part.toggleAttribute("hidden", frames.length < 2);
     this.slider.max = String(frames.length - 1);
     const score = { frame: content.psnr_worst_frame, psnr: decibel(content.frame_psnr[content.psnr_worst_frame - 1]) };
@@ -128,6 +132,7 @@ export class CompareView {
     for (const part of [this.stage.element, this.modes, this.captions]) part.toggleAttribute("hidden", !isThere);
     this.player.toggleAttribute("hidden", !isThere || this.slider.max === "0");
     this.gone.toggleAttribute("hidden", isThere);
+    this.resized();
   }
 
   /** @param {Mode} mode */
@@ -194,15 +199,6 @@ export class CompareView {
   /** @param {number} x */
   frameAt(x) {
     return (x - this.across(0)) / Math.max(this.across(1) - this.across(0), 1e-6);
-  }
-
-  /** Notes what height it needs: the stage takes all that is left. */
-  fit() {
-    const whole = this.element.offsetHeight; // 0 while the node is out of sight
-    const height = whole ? PADDING + whole - this.stage.element.offsetHeight + this.stage.least : this.height;
-    if (height !== this.height) app.canvas?.setDirty(true, true); // or the node is laid out when something else changes
-    this.height = height;
-    this.drawChart();
   }
 
   drawChart() {
@@ -276,11 +272,10 @@ function addressOf({ filename, subfolder, type }) {
 }
 
 /** @param {Content} content */
-function meaning({ identical, error, psnr }) {
+function words({ identical, error, psnr }) {
   if (identical) return translate("Identical");
-  const isFrom = (/** @type {typeof SEEN} */ limit) => (error == null ? psnr < limit.psnr : error >= limit.error);
-  if (isFrom(CHANGED)) return translate("Motion and layout may change");
-  return isFrom(SEEN) ? translate("Small differences in detail") : translate("No visible difference expected");
+  const like = psnr >= PSNR.visible ? 0 : psnr >= PSNR.changed ? VISIBLE : CHANGED;
+  return capital(meaning(error ?? like));
 }
 
 /** @param {Content} content @param {number} [predicted] */
@@ -296,8 +291,7 @@ function numbers({ error, psnr, ssim }, predicted) {
 /** @param {string} name @param {Report} [report] */
 function renderRow(name, report) {
   if (!report) return [];
-  const steps = translate("{computed} of {all} computed", { computed: report.computed, all: report.calls });
-  return [name, duration(report.seconds), steps].map((words) => html("span", {}, words));
+  return [name, duration(report.seconds), countOf(report)].map((words) => html("span", {}, words));
 }
 
 /** @param {number} value */

@@ -50,7 +50,7 @@ def test_both_renders_play_and_are_looked_through_by_keyboard(tab: Any, planned:
     numbers = tab.words(".erta-compare .erta-headline + div")
     assert re.match(r"measured 4\.8%, predicted [\d.]+%PSNR \d\d\.\d dB", numbers), numbers
     rows = tab.page.locator(".erta-compare-renders span").all_text_contents()
-    assert rows[0] == "candidate" and rows[2] == "25 of 50 computed", "the reference has no sampler of its own"
+    assert rows[0] == "candidate" and rows[2] == "25 of 50 steps computed", "the reference has no sampler of its own"
 
     changes = "([selector, before]) => document.querySelector(selector).textContent !== before"
     for _ in range(2):
