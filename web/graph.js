@@ -30,6 +30,8 @@ import { app } from "../../scripts/app.js";
  * @property {(name: string, type: string, element: HTMLElement, options: object) => Widget} addDOMWidget
  */
 
+const SETTLED = 250; // milliseconds
+
 /** @returns {any} */
 export function rootGraph() {
   return app.rootGraph ?? app.graph;
@@ -90,6 +92,19 @@ export function quietly(change) {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // what the user did before is a step
   change();
   if (!tracker?.activeState) return;
-  tracker.activeState = JSON.parse(JSON.stringify(rootGraph().serialize()));
+  tracker.activeState = serialized();
   tracker.updateModified?.();
+  setTimeout(() => absorbSizes(tracker), SETTLED);
+}
+
+/** Nodes 2.0 measures nodes a moment after they have grown. @param {any} tracker */
+function absorbSizes(tracker) {
+  if (app.extensionManager.workflow?.activeWorkflow?.changeTracker !== tracker) return;
+  const sizeless = (/** @type {any} */ state) => JSON.stringify(state, (key, value) => (key === "size" ? undefined : value));
+  const now = serialized();
+  if (sizeless(now) === sizeless(tracker.activeState)) tracker.activeState = now;
+}
+
+function serialized() {
+  return JSON.parse(JSON.stringify(rootGraph().serialize()));
 }
