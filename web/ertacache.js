@@ -9,6 +9,7 @@ import { recall, remember } from "./memory.js";
 import { hasPanel, Panel, panelOf } from "./panel.js";
 import { profileButtons, profileMenu, toast } from "./profiles.js";
 import { Runs } from "./runs.js";
+import { canvasItems, commands, nodeItems } from "./speedup_menu.js";
 import { loadWords, noteText } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
@@ -42,6 +43,8 @@ app.registerExtension({
       category: ["ERTACache", "Nodes", "Toasts"],
     },
   ],
+
+  commands,
 
   init() {
     document.head.append(html("link", { rel: "stylesheet", href: new URL("./ertacache.css", import.meta.url) }));
@@ -98,8 +101,10 @@ app.registerExtension({
 
   /** @param {Node} node */
   getNodeMenuItems(node) {
-    return node.comfyClass === "ERTALoadProfile" ? profileMenu(node) : [];
+    return node.comfyClass === "ERTALoadProfile" ? profileMenu(node) : nodeItems(node);
   },
+
+  getCanvasMenuItems: canvasItems,
 });
 
 /** @param {string} id */

@@ -1,0 +1,128 @@
+// @ts-check
+/** "Speed up with ERTACache" and the way back, in the menus of nodes and canvas and among the commands. */
+import { app } from "../../scripts/app.js";
+import { restoreValues, rootGraph, valuesByNode } from "./graph.js";
+import { goBack, isOurs, isSampler, samplersIn, speedUp } from "./speedup.js";
+import { toast } from "./profiles.js";
+import { translate } from "./words.js";
+import { Workflow } from "./workflow.js";
+
+/** @typedef {import("./graph.js").Node} Node */
+/** @typedef {import("./speedup.js").Found} Found */
+/** @typedef {import("./speedup.js").Only} Only */
+
+// The words are looked up when they are shown: they come after the commands are declared.
+export const commands = [
+  { id: "ERTACache.SpeedUp", icon: "pi pi-bolt", label: speedUpWords, function: () => speedUpWorkflow() },
+  { id: "ERTACache.Back", icon: "pi pi-undo", label: backWords, function: () => backFromIt() },
+];
+
+function speedUpWords() {
+  return translate("Speed up this workflow with ERTACache");
+}
+
+function backWords() {
+  return translate("Back to the workflow without ERTACache");
+}
+
+export function canvasItems() {
+  const items = [{ content: speedUpWords(), callback: () => void speedUpWorkflow() }];
+  const back = { content: backWords(), callback: () => void backFromIt() };
+  const used = new Workflow(rootGraph().serialize()).graphs.some((graph) => graph.nodes.some((node) => isOurs(node.type)));
+  return [null, ...items, ...(used ? [back] : [])];
+}
+
+/** @param {any} node */
+export function nodeItems(node) {
+  const only = { graph: node.graph === rootGraph() ? null : node.graph?.id, node: node.id };
+  if (isOurs(node.type)) {
+    const content = node.type === "ERTACache" ? translate("Remove ERTA Cache") : translate("Back to KSampler");
+    return [{ content, callback: () => void backFromIt(only) }];
+  }
+  if (!isSampler(node) || node.type.startsWith("ERTA")) return [];
+  return [{ content: translate("Speed up with ERTACache"), callback: () => void speedUpWorkflow(only) }];
+}
+
+/** @param {Only} [only] one sampler of it */
+export async function speedUpWorkflow(only) {
+  const workflow = current();
+  const samplers = samplersIn(workflow, only);
+  const removing = await agreed(samplers);
+  const chosen = samplers.filter(({ reason }) => !reason || (reason === "cache" && removing));
+  const left = samplers.filter((one) => !chosen.includes(one));
+  const names = chosen.map(nameOf); // before they are replaced
+  speedUp(chosen, removing);
+  if (chosen.length) await show(workflow);
+  const told = [names.length ? translate("Sped up: {names}.", { names: listed(names) }) : translate("Nothing was changed.")];
+  if (left.length) told.push(translate("Left alone: {names}.", { names: listed(left.map((one) => `${nameOf(one)} (${reasonOf(one)})`)) }));
+  if (!samplers.length) told.push(translate("There is no sampler that is not sped up already."));
+  if (chosen.some(({ steps }) => !steps.length)) told.push(translate("How many steps it has is decided in the run: below 10 there is little to gain."));
+  toast(chosen.length && !left.length ? "success" : "warn", told.join(" "));
+  return { changed: names, left: left.map(({ reason }) => reason) };
+}
+
+/** @param {Only} [only] one node of ours */
+export async function backFromIt(only) {
+  const workflow = current();
+  const names = goBack(workflow, only).map((node) => nameOf({ node }));
+  if (names.length) await show(workflow);
+  const told = names.length ? translate("Taken out: {names}.", { names: listed(names) }) : translate("Nothing was changed.");
+  toast(names.length ? "success" : "warn", told);
+  return { changed: names, left: [] };
+}
+
+/** Whether other caches on the samplers' way are to be removed: asked, where there are some. @param {Found[]} samplers */
+async function agreed(samplers) {
+  const names = samplers.filter(({ reason }) => reason === "cache").flatMap(({ caches }) => caches.map(nameOf));
+  if (!names.length) return false;
+  const message = translate("Two caches on one model disturb each other. Remove {names}?", { names: listed(names) });
+  return !!(await app.extensionManager.dialog.confirm({ title: "ERTACache", message }));
+}
+
+/** @param {Found} found */
+function reasonOf({ reason, steps, caches }) {
+  if (reason === "inactive") return translate("muted or bypassed");
+  if (reason === "steps") return translate("{steps} steps are too few to reuse any", { steps: Math.max(...steps) });
+  if (reason === "sampler") return translate("a cfg_pp sampler needs every step");
+  if (reason === "cache") return translate("has {names}", { names: listed(caches.map(nameOf)) });
+  return translate("no model found on its line");
+}
+
+/** @param {{ node: import("./workflow.js").Node, graph?: any }} found */
+function nameOf({ node }) {
+  const title = node.title || /** @type {any} */ (globalThis).LiteGraph.registered_node_types[node.type]?.title;
+  return String(title || node.type);
+}
+
+/** Equal names once. @param {string[]} names */
+function listed(names) {
+  const counts = new Map(names.map((name) => [name, names.filter((one) => one === name).length]));
+  return [...counts].map(([name, count]) => (count > 1 ? `${count} × ${name}` : name)).join(", ");
+}
+
+const tracker = () => app.extensionManager.workflow.activeWorkflow.changeTracker;
+
+/** The workflow as it stands; what was changed before is a step of undo of its own. */
+function current() {
+  (tracker().captureCanvasState ?? tracker().checkState).call(tracker()); // the newer name, the older one
+  return new Workflow(copied(rootGraph().serialize()));
+}
+
+/**
+ * Loads an edited workflow the way a redo does: in the same tab and view, without dialogs, one step of undo.
+ * @param {Workflow} workflow
+ */
+async function show(workflow) {
+  workflow.close();
+  const values = valuesByNode();
+  const history = tracker();
+  history.redoQueue.splice(0, Infinity, workflow.data);
+  await history.redo();
+  restoreValues(values);
+  history.activeState = copied(rootGraph().serialize()); // with what ComfyUI fills in: no change by the user
+}
+
+/** @template T @param {T} data @returns {T} */
+function copied(data) {
+  return JSON.parse(JSON.stringify(data));
+}
