@@ -61,7 +61,6 @@ VARIANTS = (
     Variant("planned, line, corrector", True, {"predictor": "linear"}),
     Variant("planned, without check", True, {"check": False}),
     Variant("planned, timesteps", True, {"timesteps": True}),
-    Variant("planned, skipped intervals of any length", True, {"longest_gap": 1000}),
     Variant("built-in plan, hold", False, {"predictor": "hold", "corrector": False}),
     Variant("built-in plan, without corrector", False, {"corrector": False}),
 )

@@ -17,13 +17,13 @@ _CARRIERS = ("ERTACachedSampler", "ERTACache")  # the nodes with a widget for th
 class Browser:
     """Watcher that tells the browser which queued the run: the plan, which calls were computed or reused, the report.
 
-    ``hidden``: the node's. ``place``: of the plan among its widgets, see `complete_workflow`.
+    ``hidden``: the node's.
     """
 
-    def __init__(self, hidden: Any, place: int) -> None:
+    def __init__(self, hidden: Any) -> None:
         # In a loop ComfyUI runs copies of a node; the browser and the workflow know the one that is drawn.
         drawn = hidden.dynprompt.get_display_node_id if hidden.dynprompt else str
-        self._node_id, self._pnginfo, self._place = drawn(hidden.unique_id), hidden.extra_pnginfo, place
+        self._node_id, self._pnginfo = drawn(hidden.unique_id), hidden.extra_pnginfo
         self._prompt = getattr(_server(), "last_prompt_id", None)
         self._sent, self._kinds = 0.0, ""
 
@@ -43,7 +43,7 @@ class Browser:
         """To the log, to the browser, and into the workflow that save nodes of this run will write."""
         logger.info("ERTA Cache: %s", report.as_text().replace("\n", "; "))
         self._send("report", report=report.as_dict())
-        complete_workflow(self._own_pnginfo(), self._node_id, report.plan, self._place)
+        complete_workflow(self._own_pnginfo(), self._node_id, report.plan)
 
     def _own_pnginfo(self) -> Any:
         """None in a later prompt, which got the node's output from ComfyUI's cache and has a workflow of its own."""
@@ -62,19 +62,19 @@ def _server() -> Any:
     return getattr(PromptServer, "instance", None)
 
 
-def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str, place: int) -> None:
+def complete_workflow(extra_pnginfo: dict[str, Any] | None, node_id: str | None, plan: str) -> None:
     """Put the plan into our node's widget in the workflow that save nodes of this run will write.
 
-    ``place``: of the widget among the node's values, from the end, since front ends add values of their own before it.
-    Whatever does not look as expected is left alone. Later runs get the plan from the browser.
+    It is the last of the node's values: front ends add values of their own before it. Whatever does not look as
+    expected is left alone. Later runs get the plan from the browser.
     """
     node = _find_node(_entry(extra_pnginfo, "workflow"), str(node_id).split(":")) if plan else None
     if _entry(node, "type") not in _CARRIERS:
         return
     values, named = _entry(node, "widgets_values"), _entry(node, "widgets_values_named")
-    old = values[place] if isinstance(values, list) and len(values) >= -place else None
+    old = values[-1] if isinstance(values, list) and values else None
     if isinstance(old, str) and old.lstrip()[:1] in ("", "{"):  # else a value of a version with other widgets
-        values[place] = plan
+        values[-1] = plan
     if isinstance(named, dict) and "plan" in named:
         named["plan"] = plan
 

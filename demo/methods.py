@@ -18,7 +18,7 @@ import torch
 from .client import Event
 from .server import ComfyServer
 from .tiny_wan import codec
-from .workflows import set_input, ui_to_api
+from .workflows import give_options, set_input, ui_to_api
 
 GRAPHS = Path(__file__).resolve().parent / "graphs"
 SAMPLERS = ("KSampler", "ERTACachedSampler", "ERTAProfile")
@@ -30,19 +30,21 @@ Changes = Mapping[str, Any]  # inputs by name, of the file's sampler unless "nod
 
 @dataclass(frozen=True)
 class Method:
-    """`graph`: the workflow file. `changes`: what is set otherwise than in the file."""
+    """`graph`: the workflow file. `changes`: what is set otherwise than in the file. `options`: of ERTA Options."""
 
     key: str
     label: str
     graph: str
     changes: Changes = field(default_factory=dict)
+    options: Changes = field(default_factory=dict)
 
 
 FULL = Method("full", "Full run", "full")
 PROFILE = Method("profile", "ERTA Profile", "profile")
-PLANNED = Method("planned", "ERTA planned, 2×", "planned", {"mode": "planned", "speed": 2.0})
-PAPER = Method("paper", "ERTA paper mode, 2×", "paper", {"mode": "paper", "speed": 2.0})
-BUILTIN = Method("builtin", "ERTA built-in plan, 2×", "planned", {"speed": 2.0, "without_profile": "built-in plan"})
+PROFILE_BLOCKS = Method("profile", "ERTA Profile", "profile", options={"level": "blocks"})
+PLANNED = Method("planned", "ERTA planned, 2×", "planned", {"speed": 2.0})
+PAPER = Method("paper", "ERTA paper mode, 2×", "paper", {"speed": 2.0})
+BUILTIN = Method("builtin", "ERTA built-in plan, 2×", "planned", {"speed": 2.0}, {"without_profile": "built-in plan"})
 EASYCACHE = Method("easycache", "EasyCache", "easycache")
 FEWER = Method("fewer", "Fewer steps", "fewer_steps")
 
@@ -83,6 +85,8 @@ class Studio:
         for name, value in {**method.changes, **changes}.items():
             node, _, field_name = name.rpartition(".")
             set_input(api, node or api[sampler]["class_type"], field_name, value)
+        if method.options:
+            give_options(api, sampler, **method.options)
         log_before = len(self.server.log_text())
         outputs = self.server.client.run(api)["outputs"]
         log = self.server.log_text()[log_before:]

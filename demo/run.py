@@ -20,7 +20,7 @@ import torch
 
 from .comfyui import ComfyUINotFound
 from .figures import Cell, plan_figure, side_by_side
-from .methods import BUILTIN, EASYCACHE, FEWER, FULL, PAPER, PLANNED, PROFILE, Method, Render, Studio
+from .methods import BUILTIN, EASYCACHE, FEWER, FULL, PAPER, PLANNED, PROFILE, PROFILE_BLOCKS, Method, Render, Studio
 from .results import HEADINGS, Job, Results, as_json, footnotes, machine_facts, rows, score, strips, table
 from .server import ComfyServer, PromptError, ServerError, WorkflowError, link
 from .tiny_wan.clips import unseen_prompts
@@ -104,8 +104,8 @@ class Demo:
         recorded = self._render(PROFILE, {"runs": output, **self.overrides}, "recording a profile", output)
         self.results.profile = dict(recorded.report)
         self.results.target = next(c["computed"] for c in self.results.profile["curve"] if c["speed"] == 2.0)
-        changes = {"runs": blocks, "level": "blocks", "name": "tiny-wan-blocks", **self.overrides}
-        self._render(PROFILE, changes, "recording a profile of blocks", blocks)
+        changes = {"runs": blocks, "name": "tiny-wan-blocks", **self.overrides}
+        self._render(PROFILE_BLOCKS, changes, "recording a profile of blocks", blocks)
 
     def tune_easycache(self) -> None:
         """Bisect its threshold until it computes as many model calls as planned mode does, on a prompt of its own.

@@ -40,6 +40,13 @@ def set_input(api: API, node: str, name: str, value: Any) -> None:
     inputs[name] = value
 
 
+def give_options(api: API, node: str, **chosen: Any) -> None:
+    """Connect an ERTA Options with these choices to the node of this id; one that is connected gets them too."""
+    at = api[node]["inputs"].setdefault("options", [f"{node}-options", 0])[0]
+    title = {"_meta": {"title": "ERTA Options"}}
+    api.setdefault(at, {"class_type": "ERTAOptions", "inputs": {}, **title})["inputs"].update(chosen)
+
+
 def find_node(api: API, node: str) -> dict[str, Any]:
     """The one node with this title or class_type."""
     found = [entry for entry in api.values() if node in (entry["class_type"], entry["_meta"]["title"])]

@@ -198,8 +198,8 @@ def _budget(count: int, settings: Settings, required: frozenset[int], notes: lis
 
 def _search(way: Way, computed: int, required: frozenset[int], notes: list[Note]) -> list[Schedule]:
     """The schedules with the least sum of interval costs, by the prior's share in them, and simple ones."""
-    count, resets, wanted = way.problem.calls, way.problem.resets, way.settings.longest_gap
-    limit = min(wanted or schedules.longest_interval(count, computed), count)
+    count, resets = way.problem.calls, way.problem.resets
+    limit = min(schedules.longest_interval(count, computed), count)
     while True:
         if count * limit**2 > MAX_INTERVALS:
             notes.append(note("search_too_long", calls=count))
@@ -216,10 +216,7 @@ def _search(way: Way, computed: int, required: frozenset[int], notes: list[Note]
             if limit >= count:
                 raise
             limit = min(2 * limit, count)
-    longest = int(np.diff([*np.flatnonzero(found[0]), count]).max())
-    if 0 < wanted < longest:
-        notes.append(note("longest_gap_exceeded", computed=computed, wanted=wanted, longest=longest))
-    spread = [] if wanted else [schedules.spread(count, computed, power, required) for power in POWERS]
+    spread = [schedules.spread(count, computed, power, required) for power in POWERS]
     return [*found, *(one for one in spread if sum(one) == computed)] if len(found) > 1 else found
 
 

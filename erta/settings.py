@@ -53,7 +53,7 @@ class Settings:
     check: bool = _setting(
         True, "Compute more steps in a run that turns out unlike the profiled ones (planned, output level)."
     )
-    timesteps: bool = _setting(False, "The paper's timestep adjustment. auto: on in paper mode, off when planned.")
+    timesteps: bool = _setting(False, "The paper's timestep adjustment.")
     threshold: float = _setting(
         0.0,
         "Paper mode: the published lambda (0.08 for Wan2.1 1.3B). 0 finds it from the speed.",
@@ -61,9 +61,6 @@ class Settings:
     )
     protect_start: int = _setting(1, "Steps at the start that are computed.", low=1, high=100, least=0, most=1000)
     protect_end: int = _setting(0, "Steps at the end that are computed.", low=0, high=100, most=1000)
-    longest_gap: int = _setting(
-        0, "Most steps from one computed step to the next. 0: twice the mean.", low=0, high=100, most=1000
-    )
     preset: tuple[int, ...] = _setting((), "A published list of steps to compute instead of a plan from a profile.")
     preset_steps: int = 0
 
@@ -106,7 +103,7 @@ class Settings:
         return self.mode == PLANNED
 
 
-# The settings with a node input of their own, by name.
+# The settings that are checked by what is declared with them, by name.
 DECLARED: Mapping[str, Field[Any]] = MappingProxyType({f.name: f for f in fields(Settings) if f.metadata})
 
 

@@ -1,7 +1,4 @@
-"""Inputs that several nodes share, and how they become settings.
-
-What an input that is a setting offers, and its help, stands in erta/settings.py; the other inputs are declared here.
-"""
+"""Inputs that several nodes share. What an input that is a setting offers, and its help, stands in erta/settings.py."""
 
 import sys
 from numbers import Integral, Real
@@ -10,24 +7,11 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..comfy_erta.blocks import known_blocks
-from ..comfy_erta.caching import BUILT_IN, RECORD, Missing
-from ..comfy_erta.presets import preset_names, preset_steps
-from ..erta.profile import Profile
-from ..erta.settings import AUTO, BLOCKS, DECLARED, OUTPUT, PAPER, Settings, require
+from ..erta.settings import DECLARED, require
 
-ProfileType = io.Custom("ERTA_PROFILE")
+ProfileType, OptionsType = io.Custom("ERTA_PROFILE"), io.Custom("ERTA_OPTIONS")
 
 CATEGORY = "ERTACache"
-ON, OFF, NONE = "on", "off", "none"
-
-
-def advanced(made: Any) -> Any:
-    """Mark an input as advanced; the keyword for it is newer than the oldest ComfyUI that this runs on."""
-    if made.extra_dict is None:
-        made.extra_dict = {}
-    made.extra_dict["advanced"] = True
-    return made
 
 
 def setting_input(name: str, options: tuple[str, ...] = (), **changed: Any) -> Any:
@@ -47,14 +31,14 @@ def setting_input(name: str, options: tuple[str, ...] = (), **changed: Any) -> A
 
 
 def ksampler_inputs() -> list[Any]:
-    """KSampler's own inputs with its limits."""
+    """KSampler's own inputs with its limits and defaults."""
     return [
         io.Model.Input("model", tooltip="The model to sample with, after LoRAs and shift."),
         io.Int.Input(
             "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Seed of the noise."
         ),
-        io.Int.Input("steps", default=50, min=1, max=10000, tooltip="Steps of the full run that is sped up."),
-        io.Float.Input("cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of the full run that is sped up."),
+        io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
         io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="Any of ComfyUI's samplers."),
         io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="How the sigmas are spaced."),
         io.Conditioning.Input("positive", tooltip="What the picture should show."),
@@ -82,87 +66,29 @@ def check_values(declared: list[Any], values: dict[str, Any]) -> None:
             )
 
 
+def options_input() -> Any:
+    return OptionsType.Input(
+        "options", optional=True, tooltip="From ERTA Options: paper mode, published lists and the like. Seldom needed."
+    )
+
+
 def cache_inputs() -> list[Any]:
-    """The knob, the mode, the profile, and what experts may override."""
+    """The knob, what it may rest on, and the plan, which is the last of the node's widgets and out of sight."""
+    plan = io.String.Input(
+        "plan",
+        default="",
+        optional=True,
+        socketless=True,
+        tooltip="The last run's plan, so that a shared workflow renders the same. Fills itself.",
+    )
+    plan.extra_dict = {"hidden": True}  # front ends know it, the schema's own keywords do not
     return [
         setting_input("speed"),
-        setting_input("mode"),
         ProfileType.Input(
             "profile",
             optional=True,
             tooltip="From ERTA Profile or Load ERTA Profile. Without one, a fitting stored profile is looked for.",
         ),
-        *map(advanced, _advanced_inputs()),
+        options_input(),
+        plan,
     ]
-
-
-def _advanced_inputs() -> list[Any]:
-    simple = ("threshold", "protect_start", "protect_end", "longest_gap")
-    return [
-        io.Combo.Input(
-            "without_profile",
-            options=[RECORD, BUILT_IN],
-            default=RECORD,
-            optional=True,
-            tooltip="No profile fits: render once in full and keep one, or be fast at once without a prediction.",
-        ),
-        setting_input("level", (AUTO, OUTPUT, BLOCKS), default=AUTO, optional=True),
-        setting_input("predictor", optional=True),
-        setting_input("corrector", optional=True),
-        setting_input("timesteps", (AUTO, ON, OFF), default=AUTO, optional=True),
-        *(setting_input(name, optional=True) for name in simple),
-        setting_input("preset", (NONE, *preset_names()), default=NONE, optional=True),
-        io.String.Input(
-            "plan",
-            default="",
-            multiline=True,
-            optional=True,
-            socketless=True,
-            tooltip="The last run's plan, so that a shared workflow renders the same. Fills itself; may be cleared.",
-        ),
-        setting_input("check", optional=True),
-        io.Boolean.Input(
-            "offload",
-            default=False,
-            optional=True,
-            tooltip="Level blocks: keep the cache in main memory instead of on the GPU.",
-        ),
-    ]
-
-
-def plan_place() -> int:
-    """Where the plan stands among a node's widget values, from the end: all inputs behind it are widgets."""
-    names = [made.id for made in _advanced_inputs()]
-    return names.index("plan") - len(names)
-
-
-def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of ``cache_inputs``; optional ones that a prompt leaves out have their declared default.
-
-    Raises ValueError for values that are none of a setting; `Settings` checks the others.
-    """
-    declared = {made.id: made for made in _advanced_inputs()}
-    filled = {**{name: made.default for name, made in declared.items()}, **values}
-    for name in ("without_profile", "timesteps"):
-        options = declared[name].options
-        require(filled[name] in options, name, filled[name], f"one of {', '.join(options)}")
-    require(isinstance(filled["plan"], str), "plan", filled["plan"], "a text: a plan, or empty")
-    profile = filled.get("profile")
-    measured = isinstance(profile, Profile | Missing | None)
-    require(measured, "profile", profile, "connected to ERTA Profile or Load ERTA Profile")
-    return filled
-
-
-def settings_from(model: Any, values: dict[str, Any]) -> Settings:
-    """The settings that the inputs of ``cache_inputs`` express, all of them there."""
-    mode, level, timesteps = values["mode"], values["level"], values["timesteps"]
-    if level == AUTO:
-        level = BLOCKS if mode == PAPER and known_blocks(model.model.diffusion_model) else OUTPUT
-    steps, published_for = preset_steps(values["preset"])
-    resolved = {
-        "level": level,
-        "timesteps": mode == PAPER if timesteps == AUTO else timesteps == ON,
-        "threshold": values["threshold"] if mode == PAPER else 0.0,
-        "preset": steps,
-    }
-    return Settings(**{name: resolved.get(name, values[name]) for name in DECLARED}, preset_steps=published_for)

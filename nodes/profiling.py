@@ -14,8 +14,8 @@ from ..comfy_erta.store import StoreError, check_name, default_store
 from ..erta.notes import Note, note
 from ..erta.profile import ProfileError
 from ..erta.profile_file import digest
-from ..erta.settings import Settings
-from .inputs import CATEGORY, ProfileType, advanced, check_values, ksampler_inputs, setting_input
+from .inputs import CATEGORY, ProfileType, check_values, ksampler_inputs, options_input
+from .options import options_of
 from .view import profile_ui
 
 
@@ -42,11 +42,7 @@ class ERTAProfile(io.ComfyNode):
                     default="my-profile",
                     tooltip="Name to keep it under: letters, digits, dot, dash, underscore.",
                 ),
-                advanced(
-                    setting_input(
-                        "level", optional=True, tooltip="What is measured; blocks only serves the level of that name."
-                    )
-                ),
+                options_input(),
             ],
             outputs=[
                 ProfileType.Output(display_name="profile", tooltip="For ERTA Cached Sampler and ERTA Cache."),
@@ -66,11 +62,11 @@ class ERTAProfile(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model: Any, runs: int, name: str, level: str = "output", **inputs: Any) -> io.NodeOutput:
+    def execute(cls, model: Any, runs: int, name: str, options: Any = None, **inputs: Any) -> io.NodeOutput:
         # Linked values are only known here, and minutes of rendering must not come before what refuses them.
         check_name(name)
         check_values(cls.define_schema().inputs, {**inputs, "runs": runs})
-        Settings(level=level)
+        level = options_of(options).settings(1.0, model).level
         reports: list[Report] = []
         latents: list[dict[str, Any]] = []
 

@@ -7,13 +7,15 @@ import torch
 from comfy_api.latest import io
 
 from ..comfy_erta.browser import Browser
-from ..comfy_erta.caching import Caching
+from ..comfy_erta.caching import Caching, Missing
 from ..comfy_erta.report import Report
 from ..comfy_erta.run import attach, attached_task
 from ..comfy_erta.store import default_store
 from ..erta.planner import adjusted_schedule
 from ..erta.profile import Profile
-from .inputs import CATEGORY, cache_inputs, ksampler_inputs, plan_place, settings_from, with_defaults
+from ..erta.settings import require
+from .inputs import CATEGORY, cache_inputs, ksampler_inputs
+from .options import options_of
 from .profiling import render
 from .view import report_ui
 
@@ -37,13 +39,9 @@ class ERTACachedSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: str = "none") -> bool | str:
-        return True  # a workflow may name a preset of another version; settings_from says so in its own words
-
-    @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
         reports: list[Report] = []
-        browser = Browser(cls.hidden, plan_place())
+        browser = Browser(cls.hidden)
         task = _caching(model, inputs, reports.append)
         _, *others = (made.id for made in ksampler_inputs())  # all but the model
         latent = render(attach(model, task, browser), {name: inputs[name] for name in others})
@@ -70,12 +68,8 @@ class ERTACache(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: str = "none") -> bool | str:
-        return True
-
-    @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
-        browser = Browser(cls.hidden, plan_place())
+        browser = Browser(cls.hidden)
         return io.NodeOutput(attach(model, _caching(model, inputs, browser.report), browser))
 
 
@@ -103,22 +97,26 @@ class ERTATimestepAdjuster(io.ComfyNode):
             raise ValueError("Timestep Adjuster: the ERTA Cache has no profile. Connect one to its profile input.")
         if task.settings.timesteps:
             raise ValueError(
-                "Timestep Adjuster: the ERTA Cache adjusts the timesteps itself. Set its timesteps to off, or connect "
-                "the sigmas to the sampler directly."
+                "Timestep Adjuster: in mode paper the ERTA Cache adjusts the timesteps itself. Connect the sigmas to "
+                "the sampler directly, or choose mode planned in ERTA Options."
             )
         moved = adjusted_schedule(sigmas.cpu().double().numpy(), task.profile, task.settings)
         return io.NodeOutput(torch.from_numpy(np.asarray(moved)).to(sigmas))
 
 
 def _caching(model: Any, inputs: dict[str, Any], on_report: Any) -> Caching:
-    values = with_defaults(inputs)
+    """The task that ``cache_inputs`` ask for. Raises ValueError with an input's name, value and remedy."""
+    profile, plan, options = inputs.get("profile"), inputs.get("plan", ""), options_of(inputs.get("options"))
+    require(isinstance(plan, str), "plan", plan, "a text: a plan, or empty")
+    fits = isinstance(profile, Profile | Missing | None)
+    require(fits, "profile", profile, "connected to ERTA Profile or Load ERTA Profile")
     return Caching(
-        settings=settings_from(model, values),
+        settings=options.settings(inputs["speed"], model),
         store=default_store(),
         on_report=on_report,
-        profile=inputs.get("profile"),
-        carried=values["plan"],
-        without_profile=values["without_profile"],
+        profile=profile,
+        carried=plan,
+        without_profile=options.values["without_profile"],
         scheduler=inputs.get("scheduler", ""),
-        offload=values["offload"],
+        offload=options.values["offload"],
     )

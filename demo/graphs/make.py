@@ -54,6 +54,7 @@ def boxes(name: str) -> list[Box]:
             Box("Model", "EasyCache", "EasyCache", 160, {"model": ("Copy", 0), "verbose": False}),
         ]
     sampling = sampler(name, before[-1].title if before else model)
+    options = [Box("Sampling", "ERTA Options", "ERTAOptions", 300, {"mode": "paper"})] if name == "paper" else []
     return [
         Box("Model", model, "UNETLoader", 90, {"unet_name": MODEL, "weight_dtype": "default"}),
         *before,
@@ -61,6 +62,7 @@ def boxes(name: str) -> list[Box]:
         Box("Prompt and size", "Negative (empty)", "ERTADemoPrompt", 110, {"text": ""}),
         Box("Prompt and size", "Size", "ERTADemoEmptyLatent", 70, {"batch_size": 1}),
         sampling,
+        *options,
         Box("Result", "Decode", "ERTADemoDecode", 80, {"samples": (sampling.title, _latent(name)), "upscale": 4}),
         Box(
             "Result",
@@ -95,7 +97,8 @@ def sampler(name: str, model: str) -> Box:
     if name == "profile":
         return Box("Sampling", "ERTA Profile", "ERTAProfile", 740, {**common, "runs": 4, "name": "tiny-wan"})
     if name in ("planned", "paper"):
-        return Box("Sampling", "ERTA Cached Sampler", "ERTACachedSampler", 910, {**common, "speed": 2.0, "mode": name})
+        options = {"options": ("ERTA Options", 0)} if name == "paper" else {}
+        return Box("Sampling", "ERTA Cached Sampler", "ERTACachedSampler", 910, {**common, "speed": 2.0, **options})
     return Box("Sampling", "KSampler", "KSampler", 480, common)
 
 

@@ -646,16 +646,16 @@ def test_t25_output_level_runs_nothing_inside_a_forward(graph: Any, store: Any) 
 
 
 def test_t25_level_blocks_is_refused_and_paper_mode_goes_on_at_level_output(graph: Any) -> None:
-    from ertacache.nodes.inputs import settings_from, with_defaults
+    from ertacache.nodes.options import Options
 
     full = render()
     model, reports = cached(None, speed=2.0, level="blocks")
     assert torch.equal(render(model), full)
     (told,) = reports[0].notes
     assert told.code == "computed_all" and "--disable-comfy-compiler" in told.text
-    assert settings_from(smooth(), with_defaults({"mode": "paper", "speed": 2.0})).level == "output"
+    assert Options.of(mode="paper").settings(2.0, smooth()).level == "output"
     graph.enabled = False
-    assert settings_from(smooth(), with_defaults({"mode": "paper", "speed": 2.0})).level == "blocks"
+    assert Options.of(mode="paper").settings(2.0, smooth()).level == "blocks"
 
 
 def test_t25_a_graph_that_is_seen_only_when_it_is_open_is_left_alone(graph: Any, store: Any) -> None:

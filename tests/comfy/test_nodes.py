@@ -30,7 +30,8 @@ from ertacache.erta.profile import Measured
 ROOT = Path(__file__).resolve().parents[2]
 
 
-NODES = ("ERTAProfile", "ERTALoadProfile", "ERTACachedSampler", "ERTACache", "ERTATimestepAdjuster", "ERTACompare")
+NODES = ("ERTACachedSampler", "ERTACache", "ERTAProfile", "ERTALoadProfile", "ERTATimestepAdjuster", "ERTACompare")
+NODES += ("ERTAOptions",)
 SNAPSHOT = Path(__file__).with_name("schemas.json")
 # What the snapshot holds of a node: not what newer ComfyUIs may add.
 FIELDS = ("input", "input_order", "output", "output_is_list", "output_name", "output_tooltips")
@@ -158,31 +159,63 @@ def test_every_preset_is_what_its_name_says(comfy_pack):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("timesteps", "maybe", "timesteps is 'maybe'; it must be one of auto, on, off"),
-        ("timesteps", None, "timesteps is 'None'"),
         ("without_profile", "nothing", "without_profile is 'nothing'; it must be one of record, built-in plan"),
         ("without_profile", ["record"], "without_profile is"),
+        ("preset", 7, "preset '7' does not ship"),
+        ("level", "deep", "level is 'deep'; it must be one of auto, output, blocks"),
+        ("threshold", "0.1", "threshold is '0.1'"),
+        ("threshold", float("nan"), "threshold is 'nan'"),
+        ("protect_start", 1.5, "protect_start is '1.5'"),
+        ("protect_end", -1, "protect_end is '-1'"),
+        ("check", "yes", "check is 'yes'"),
+        ("offload", 1, "offload is '1'"),
+        ("predictor", "spline", "predictor is 'spline'"),
+        ("mode", 7, "mode is '7'"),
+    ],
+)
+def test_a_value_that_is_no_option_is_refused_by_name(classes, name, value, message):
+    """By a link or in a prompt of another program; by the node that has the input."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        classes["ERTAOptions"].execute(**{"mode": "paper", name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
         ("plan", 7, "plan is '7'; it must be a text"),
         ("plan", None, "plan is 'None'"),
         ("profile", "wan", "profile is 'wan'; it must be connected to ERTA Profile"),
         ("profile", {"name": "wan"}, "profile is"),
-        ("preset", 7, "preset '7' does not ship"),
-        ("level", "deep", "level is 'deep'"),
-        ("threshold", "0.1", "threshold is '0.1'"),
-        ("threshold", float("nan"), "threshold is 'nan'"),
-        ("protect_start", 1.5, "protect_start is '1.5'"),
-        ("check", "yes", "check is 'yes'"),
+        ("options", {"mode": "paper"}, "options is"),
+        ("options", "paper", "options is 'paper'; it must be connected to ERTA Options"),
         ("speed", None, "speed is 'None'"),
-        ("mode", 7, "mode is '7'"),
+        ("speed", float("nan"), "speed is 'nan'"),
     ],
 )
-def test_a_value_that_is_none_of_its_input_is_refused_by_name(classes, name, value, message):
-    """By a link or in a prompt of another program; before the model is looked at."""
-    inputs = importlib.import_module("ertacache.nodes.inputs")
+def test_a_value_that_is_none_of_its_input_is_refused_by_name(comfy_pack, name, value, message):
+    """Before the model is looked at."""
+    from ertacache.nodes.sampling import _caching
+
     with pytest.raises(ValueError, match=re.escape(message)):
-        inputs.settings_from(
-            None, inputs.with_defaults({"speed": 2.0, "mode": "paper", "level": "output", name: value})
-        )
+        _caching(None, {"speed": 2.0, name: value}, None)
+
+
+def test_options_are_what_they_say_and_their_defaults_are_no_options(classes):
+    from ertacache.erta.settings import Settings
+    from ertacache.nodes.options import Options, options_of
+
+    def settings_of(**chosen: Any) -> Settings:
+        return options_of(classes["ERTAOptions"].execute(**chosen).result[0]).settings(2.0)
+
+    declared = {made.id: made.default for made in classes["ERTAOptions"].define_schema().inputs}
+    assert settings_of() == settings_of(**declared) == options_of(None).settings(2.0) == Settings(2.0)
+    assert Options.of().values == declared
+    paper = settings_of(mode="paper", threshold=0.08)
+    assert paper == Settings(2.0, mode="paper", timesteps=True, threshold=0.08)
+    assert settings_of(threshold=0.08) == Settings(2.0), "only paper mode has a threshold"
+    chosen = {"level": "blocks", "predictor": "linear", "check": False, "protect_start": 3, "protect_end": 2}
+    assert settings_of(**chosen) == Settings(2.0, **chosen)
+    assert settings_of(preset="lemica_qwen_image_10of50").preset_steps == 50
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP])
@@ -239,7 +272,7 @@ def test_a_preset_on_another_model_than_its_own_is_remarked(comfy_pack, model_cl
 
 def workflow(node_type: str = "ERTACachedSampler") -> dict[str, Any]:
     """UI format: a sampler as node 7, and one as node 2 of a subgraph in a subgraph, executed as 1:5:2."""
-    values = [0, "fixed", "", True]
+    values = [0, "fixed", ""]
     sampler = {"type": node_type, "widgets_values": values, "widgets_values_named": {"plan": "", "seed": 0}}
     return {
         "nodes": [{"id": 1, "type": "outer"}, {"id": 7, **copy.deepcopy(sampler)}],
@@ -255,34 +288,31 @@ def workflow(node_type: str = "ERTACachedSampler") -> dict[str, Any]:
 def complete(extra_pnginfo: Any, node_id: Any, plan: str = "the plan") -> None:
     from ertacache.comfy_erta.browser import complete_workflow
 
-    complete_workflow(extra_pnginfo, node_id, plan, -2)
+    complete_workflow(extra_pnginfo, node_id, plan)
 
 
 @pytest.mark.parametrize("node_type", ["ERTACachedSampler", "ERTACache"])
 def test_the_plan_reaches_the_nodes_widget(comfy_pack, node_type):
     saved = workflow(node_type)
     complete({"workflow": saved}, "7")
-    assert saved["nodes"][1]["widgets_values"] == [0, "fixed", "the plan", True]
+    assert saved["nodes"][1]["widgets_values"] == [0, "fixed", "the plan"]
     assert saved["nodes"][1]["widgets_values_named"] == {"plan": "the plan", "seed": 0}
     assert saved["definitions"] == workflow(node_type)["definitions"]
 
 
 def test_the_place_of_the_plan_is_that_of_its_widget(comfy_pack):
-    """Inputs without a socket type of their own are widgets, and all behind the plan are."""
-    from ertacache.nodes.inputs import plan_place
+    """The last of the node's widgets."""
     from ertacache.nodes.sampling import ERTACache, ERTACachedSampler
 
     for node in (ERTACachedSampler, ERTACache):
-        inputs = node.define_schema().inputs
-        assert inputs[plan_place()].id == "plan"
-        assert {i.io_type for i in inputs[plan_place() :]} <= {"STRING", "BOOLEAN", "INT", "FLOAT", "COMBO"}
+        assert node.define_schema().inputs[-1].id == "plan"
 
 
 def test_the_plan_reaches_a_node_in_nested_subgraphs(comfy_pack):
     saved = workflow()
     complete({"workflow": saved}, "1:5:2")
     inner = saved["definitions"]["subgraphs"][1]["nodes"][0]
-    assert inner["widgets_values"][-2] == inner["widgets_values_named"]["plan"] == "the plan"
+    assert inner["widgets_values"][-1] == inner["widgets_values_named"]["plan"] == "the plan"
     assert saved["nodes"] == workflow()["nodes"]
 
 
@@ -301,7 +331,7 @@ def test_a_foreign_node_and_an_empty_plan_change_nothing(comfy_pack):
 
 
 @pytest.mark.parametrize(
-    "values", [None, [], [""], [0, "fixed", 3, True], [0, "none", True], [0, "a preset", True], {"plan": ""}, "text"]
+    "values", [None, [], [0], [0, "fixed", 3], [0, "none"], [0, "a preset"], ["", True], {"plan": ""}, "text"]
 )
 def test_widget_values_of_another_form_are_left_alone(comfy_pack, values):
     saved = workflow()

@@ -61,7 +61,7 @@ def test_json_gives_exactly_the_same_plan_back(mode: str, predictor: str, level:
         Settings(2),
         Settings(1.0, mode="paper", threshold=0.123456789012345),
         Settings(1.0, preset=(0, 3, 7), preset_steps=8),
-        Settings(3.0, protect_start=3, protect_end=2, longest_gap=5, corrector=False),
+        Settings(3.0, protect_start=3, protect_end=2, corrector=False),
     ],
 )
 def test_json_keeps_every_setting(settings: Settings) -> None:
@@ -116,7 +116,7 @@ def test_rounded_keeps_more_than_float32_and_survives_json() -> None:
         ("threshold", float("inf")),
         ("protect_start", -1),
         ("protect_end", 1001),
-        ("longest_gap", -1),
+        ("protect_end", -1),
         ("preset_steps", 1001),
         ("preset", (0, 3)),
     ],
@@ -250,9 +250,9 @@ REFUSED = {
     "settings speed a text": (changed(settings={**CONTENT["settings"], "speed": "2"}), "settings: speed"),
     "settings speed true": (changed(settings={**CONTENT["settings"], "speed": True}), "settings: speed"),
     "settings speed too high": (changed(settings={**CONTENT["settings"], "speed": 1e9}), "settings: speed"),
-    "settings longest_gap fractional": (
-        changed(settings={**CONTENT["settings"], "longest_gap": 1.5}),
-        "settings: longest_gap",
+    "settings protect_end fractional": (
+        changed(settings={**CONTENT["settings"], "protect_end": 1.5}),
+        "settings: protect_end",
     ),
     "settings preset of lists": (
         changed(settings={**CONTENT["settings"], "preset": [[0]], "preset_steps": 3}),

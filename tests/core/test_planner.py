@@ -153,17 +153,6 @@ def test_speed_beyond_reach_gives_the_nearest_with_a_note() -> None:
     assert not plan_for(Settings(2.0, protect_start=5, protect_end=4)).notes
 
 
-def test_longest_gap_is_kept_and_where_it_cannot_be_that_is_noted() -> None:
-    plan = plan_for(Settings(2.4, longest_gap=3))
-    assert plan.computed == 10
-    assert max(np.diff([*computed_at(plan), 24])) <= 3
-    assert not plan.notes
-    # 6 computed of 24 with skipped intervals of at most 2 reach no further than model call 12.
-    beyond = plan_for(Settings(4.0, longest_gap=2))
-    assert beyond.computed == 6
-    assert note("longest_gap_exceeded", computed=6, wanted=2, longest=4) in beyond.notes
-
-
 def test_calls_beyond_the_profiles_reach_are_planned_at_the_same_budget() -> None:
     """A profile of img2img knows nothing of the noise before: neither is all of it computed, nor is it all reused."""
     late = PROFILE.sigmas[PROFILE.sigmas < 0.7]
@@ -342,13 +331,6 @@ def test_a_preset_of_a_run_too_long_to_plan_is_stretched_and_held() -> None:
     plan = plan_for(Settings(1.0, preset=(0, 3, 7), preset_steps=8), None, flow(400))
     assert computed_at(plan) == [0, 171, 399]
     assert terms(plan) == {1}
-
-
-@pytest.mark.parametrize("steps", [24, 50])
-def test_longest_gap_beyond_the_run_is_no_limit_at_all(steps: int) -> None:
-    unlimited, beyond = (plan_for(Settings(3.0, longest_gap=limit), None, flow(steps)) for limit in (steps, 1000))
-    assert beyond.notes == unlimited.notes == ()
-    assert beyond.compute == unlimited.compute
 
 
 # The paper's choice, presets

@@ -102,7 +102,7 @@ def another_seed_has_the_same_plan(bench: Bench, executes_all: bool) -> None:
     """T16: whether the patch comes from the server's cache or is made anew."""
     plans, latents = [], []
     for seed in (11, 12, 13):
-        patch = node("ERTACache", model=["model", 0], speed=2.0, mode="planned", without_profile="built-in plan")
+        patch = node("ERTACache", model=["model", 0], speed=2.0, without_profile="built-in plan")
         outputs = bench.run(**SMALL, patch=patch, sampler=full("patch", seed=seed, steps=12), save=save())
         (event,) = bench.heard("ertacache.report")
         assert event["report"]["computed"] == 6

@@ -69,4 +69,4 @@ def test_each_turn_of_a_loop_is_the_drawn_nodes(make_bench: Callable[[], Bench],
     for event in (*bench.heard("ertacache.plan"), *bench.heard("ertacache.step"), *reports):
         assert event["node"] == kind
     (drawn,) = bench.workflow(outputs)["nodes"]
-    assert drawn["widgets_values"][-3] == reports[1]["report"]["plan"] != ""
+    assert drawn["widgets_values"][-1] == reports[1]["report"]["plan"] != ""

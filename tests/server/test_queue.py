@@ -28,7 +28,7 @@ def small(**nodes: Any) -> dict[str, Any]:
 
 
 def patch(model: str = "model") -> dict[str, Any]:
-    return node("ERTACache", model=[model, 0], speed=2.0, mode="planned", profile=["profile", 0])
+    return node("ERTACache", model=[model, 0], speed=2.0, profile=["profile", 0])
 
 
 LOAD = {"profile": node("ERTALoadProfile", name="queue")}

@@ -33,7 +33,7 @@ def empty(width: int = 32, length: int = 5, batch: int = 1) -> dict[str, Any]:
 
 
 def patched(sampler: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    patch = node("ERTACache", model=["model", 0], **{"speed": 2.0, "mode": "planned", **settings})
+    patch = node("ERTACache", model=["model", 0], **{"speed": 2.0, **settings})
     return {"patch": patch, "sampler": sampler}
 
 
@@ -53,8 +53,8 @@ GRAPHS: dict[str, dict[str, Any]] = {
     "wide": {"empty": empty(64), "sampler": cached(steps=10)},
     "long": {"empty": empty(length=9), "sampler": cached(steps=10)},
     "two at once": {"empty": empty(batch=2), "sampler": cached(steps=10)},
-    "paper": {"sampler": cached(2.0, "paper", steps=10, level="output", **LINK), **LOAD},
-    "blocks": {"sampler": cached(2.0, "paper", steps=10, without_profile="built-in plan")},
+    "paper": {"sampler": cached(2.0, mode="paper", steps=10, level="output", **LINK), **LOAD},
+    "blocks": {"sampler": cached(2.0, mode="paper", steps=10, without_profile="built-in plan")},
     "heun": {"sampler": cached(1.5, steps=8, sampler_name="heun", without_profile="built-in plan")},
     "ancestral": {"sampler": cached(2.0, steps=10, sampler_name="euler_ancestral")},
     "from the middle": {"sampler": cached(2.0, steps=12, denoise=0.6)},
@@ -72,7 +72,7 @@ FAILING: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (WorkflowError, "profile name", {"sampler": full(), "text": node("PrimitiveString", value=".."), "p": {}}),
 ]
 FAILING[2][2].update(
-    patch=node("ERTACache", model=["model", 0], speed=1.0, mode="planned"),
+    patch=node("ERTACache", model=["model", 0], speed=1.0),
     moved=node("ERTATimestepAdjuster", model=["model", 0], sigmas=["sigmas", 0]),
 )
 FAILING[3][2].update(p=profiling(["text", 0]))  # type: ignore[arg-type]
