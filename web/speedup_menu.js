@@ -55,8 +55,8 @@ export async function speedUpWorkflow(only) {
   if (chosen.length) await show(workflow);
   const told = [names.length ? translate("Sped up: {names}.", { names: listed(names) }) : translate("Nothing was changed.")];
   if (left.length) told.push(translate("Left alone: {names}.", { names: listed(left.map((one) => `${nameOf(one)} (${reasonOf(one)})`)) }));
-  if (!samplers.length) told.push(translate("There is no sampler that is not sped up already."));
-  if (chosen.some(({ steps }) => !steps.length)) told.push(translate("How many steps it has is decided in the run: below 10 there is little to gain."));
+  if (!samplers.length) told.push(translate("No sampler was found that is not sped up already."));
+  if (chosen.some(({ steps }) => !steps.length)) told.push(translate("The number of steps is decided in the run: below 10 there is little to gain."));
   toast(chosen.length && !left.length ? "success" : "warn", told.join(" "));
   return { changed: names, left: left.map(({ reason }) => reason) };
 }
@@ -66,7 +66,7 @@ export async function backFromIt(only) {
   const workflow = current();
   const names = goBack(workflow, only).map((node) => nameOf({ node }));
   if (names.length) await show(workflow);
-  const told = names.length ? translate("Taken out: {names}.", { names: listed(names) }) : translate("Nothing was changed.");
+  const told = names.length ? translate("Without ERTACache again: {names}.", { names: listed(names) }) : translate("Nothing was changed.");
   toast(names.length ? "success" : "warn", told);
   return { changed: names, left: [] };
 }
@@ -82,7 +82,7 @@ async function agreed(samplers) {
 /** @param {Found} found */
 function reasonOf({ reason, steps, caches }) {
   if (reason === "inactive") return translate("muted or bypassed");
-  if (reason === "steps") return translate("{steps} steps are too few to reuse any", { steps: Math.max(...steps) });
+  if (reason === "steps") return translate("only {steps} steps: little to gain", { steps: Math.max(...steps) });
   if (reason === "sampler") return translate("a cfg_pp sampler needs every step");
   if (reason === "cache") return translate("has {names}", { names: listed(caches.map(nameOf)) });
   return translate("no model found on its line");
@@ -119,7 +119,20 @@ async function show(workflow) {
   history.redoQueue.splice(0, Infinity, workflow.data);
   await history.redo();
   restoreValues(values);
-  history.activeState = copied(rootGraph().serialize()); // with what ComfyUI fills in: no change by the user
+  void settle(history);
+}
+
+/**
+ * ComfyUI fills in and lays out what it has loaded, for some frames. That is no change by the user, so no step of undo.
+ * @param {any} history
+ */
+async function settle(history) {
+  for (let i = 0, last = ""; i < 20 && history === tracker(); i++) {
+    const state = copied(rootGraph().serialize());
+    history.activeState = state;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    if (last === (last = JSON.stringify(state)) && i > 3) return;
+  }
 }
 
 /** @template T @param {T} data @returns {T} */
