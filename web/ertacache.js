@@ -9,7 +9,7 @@ import { recall, remember } from "./memory.js";
 import { hasPanel, Panel, panelOf } from "./panel.js";
 import { profileButtons, profileMenu, toast } from "./profiles.js";
 import { Runs } from "./runs.js";
-import { canvasItems, commands, nodeItems } from "./speedup_menu.js";
+import { canvasItems, commands, menuCommands, nodeItems, toolboxCommands } from "./speedup_menu.js";
 import { loadWords, noteText } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
@@ -45,6 +45,7 @@ app.registerExtension({
   ],
 
   commands,
+  menuCommands,
 
   init() {
     document.head.append(html("link", { rel: "stylesheet", href: new URL("./ertacache.css", import.meta.url) }));
@@ -105,6 +106,7 @@ app.registerExtension({
   },
 
   getCanvasMenuItems: canvasItems,
+  getSelectionToolboxCommands: toolboxCommands,
 });
 
 /** @param {string} id */

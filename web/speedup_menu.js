@@ -11,11 +11,18 @@ import { Workflow } from "./workflow.js";
 /** @typedef {import("./speedup.js").Found} Found */
 /** @typedef {import("./speedup.js").Only} Only */
 
+const [WORKFLOW, WORKFLOW_BACK] = ["ERTACache.SpeedUp", "ERTACache.Back"];
+const [SELECTED, SELECTED_BACK] = ["ERTACache.SpeedUpSelected", "ERTACache.BackSelected"];
+const [FASTER, BEFORE] = ["pi pi-bolt", "pi pi-undo"];
+
 // The words are looked up when they are shown: they come after the commands are declared.
 export const commands = [
-  { id: "ERTACache.SpeedUp", icon: "pi pi-bolt", label: speedUpWords, function: () => speedUpWorkflow() },
-  { id: "ERTACache.Back", icon: "pi pi-undo", label: backWords, function: () => backFromIt() },
+  { id: WORKFLOW, icon: FASTER, label: speedUpWords, function: () => speedUpWorkflow() },
+  { id: WORKFLOW_BACK, icon: BEFORE, label: backWords, function: () => backFromIt() },
+  { id: SELECTED, icon: FASTER, label: () => translate("Speed up the selected sampler with ERTACache"), function: pressSelected },
+  { id: SELECTED_BACK, icon: BEFORE, label: () => translate("Back to the selected sampler without ERTACache"), function: pressSelected },
 ];
+export const menuCommands = [{ path: ["Extensions", "ERTACache"], commands: [WORKFLOW, WORKFLOW_BACK] }];
 
 function speedUpWords() {
   return translate("Speed up this workflow with ERTACache");
@@ -41,6 +48,16 @@ export function nodeItems(node) {
   }
   if (!isSampler(node) || node.type.startsWith("ERTA")) return [];
   return [{ content: translate("Speed up with ERTACache"), callback: () => void speedUpWorkflow(only) }];
+}
+
+/** Buttons above a selected node: in Nodes 2.0 of front end 1.32.9 its menu has no room for others. @param {any} node */
+export function toolboxCommands(node) {
+  if (!(/** @type {any} */ (globalThis).LiteGraph.vueNodesMode) || !node?.type || !nodeItems(node).length) return [];
+  return [isOurs(node.type) ? SELECTED_BACK : SELECTED];
+}
+
+function pressSelected() {
+  for (const node of Object.values(app.canvas.selected_nodes ?? {}).slice(0, 1)) nodeItems(node)[0]?.callback();
 }
 
 /** @param {Only} [only] one sampler of it */

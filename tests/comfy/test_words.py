@@ -92,7 +92,7 @@ def test_the_english_words_are_those_of_the_schemas():
     assert read("en", "nodeDefs") == found, __doc__
 
 
-@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings"])
+@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings", "commands"])
 def test_chinese_has_exactly_what_english_has(name: str):
     english, chinese = dict(texts(read("en", name))), dict(texts(read("zh", name)))
     assert list(chinese) == list(english), "the same keys in the same order"
@@ -101,7 +101,7 @@ def test_chinese_has_exactly_what_english_has(name: str):
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings"])
+@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings", "commands"])
 def test_no_text_is_taken_for_message_syntax(language: str, name: str):
     for path, text in texts(read(language, name)):
         assert text.strip() == text and text, path
@@ -117,6 +117,17 @@ def test_the_english_texts_of_the_panel_are_those_of_the_code():
     found = read("en", "main")["ertacache"]["panel"]
     assert set(found) == set(written)
     assert all(key == text for key, text in found.items())
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_command_is_called_the_same_by_its_button_and_its_menu(language: str):
+    """ComfyUI reads the words of a button from commands.json, ids with _ for the dot; the others are the panel's."""
+    code = (ROOT / "web" / "speedup_menu.js").read_text(encoding="utf-8")
+    ids = re.findall(r'"(ERTACache\.\w+)"', code)
+    labels = read(language, "commands")
+    assert set(labels) == {name.replace(".", "_") for name in ids} and len(ids) == 4
+    panel = read(language, "main")["ertacache"]["panel"]
+    assert all(one["label"] in panel.values() for one in labels.values())
 
 
 @pytest.mark.parametrize("group", ["notes", "panel"])
