@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..erta.joining import joined
+from ..erta.meaning import CHANGED, good_point
 from ..erta.notes import Note, note
 from ..erta.plan import Plan, decided
 from ..erta.plan_file import PlanError, plan_from_json
@@ -19,6 +20,7 @@ from ..erta.profile_file import digest
 from ..erta.replay import Replay
 from ..erta.settings import Settings
 from .identity import differences, measure_identity, model_digest
+from .machines import several_machines
 from .presets import preset_remarks
 from .recording import Recording
 from .report import Report
@@ -26,7 +28,7 @@ from .store import Store, StoreError
 from .task import Context, OnReport, Start
 
 RECORD, BUILT_IN = "record", "built-in plan"
-
+RECORDING = "recording_first"  # the note of a run that is recorded
 
 # A stored profile that reaches less of a run is left alone, and a new one is recorded.
 ENOUGH = 0.9
@@ -52,12 +54,16 @@ class Caching:
 
     carried: a plan's JSON from the workflow, followed where it was made for just this run. profile: the connected one,
     which a carried plan must be made from, or None: the carried plan, else one from the store. without_profile: what
-    happens when neither is there; RECORD renders in full and keeps a profile under a free name. offload: at blocks
-    level, keep the cache in main memory.
+    happens when neither is there; RECORD renders in full and keeps a profile under a free name. store: None to look
+    nowhere and keep nothing: the carried plan, else the built-in one. offload: at blocks level, keep the cache in main
+    memory.
+
+    Of a prompt that several machines render each one has its own profiles, so none is used: the same seed is to be the
+    same picture on all of them.
     """
 
     settings: Settings
-    store: Store
+    store: Store | None
     on_report: OnReport
     profile: Profile | Missing | None = None
     carried: str = ""
@@ -69,6 +75,9 @@ class Caching:
         """Find or make the plan. Raises ProfileMismatch, and UnknownResponse."""
         if self.settings.computes_all or len(context.schedule) < 2:
             return Start(finish=lambda report, samples: self.on_report(report))
+        if self.store and several_machines():
+            start = replace(self, store=None, profile=None).begin(context)
+            return replace(start, notes=(note("several_machines"), *start.notes))
         here = measure_identity(context, self.settings.level, self.scheduler)
         profile, notes = self._connected_profile(here)
         problem = Problem(context.schedule, context.respond, profile, context.edges, context.latent_shape)
@@ -77,8 +86,8 @@ class Caching:
         if carried is None and profile is None and MIN_CALLS <= problem.calls <= MOST_PLANNED:
             profile, more = self._stored_profile(here, problem.response.sigmas)
             problem, notes = replace(problem, source=profile), notes + more
-            if profile is None and self.without_profile == RECORD and not self.settings.preset:
-                return self._record(context, notes)
+            if profile is None and self.store and self.without_profile == RECORD and not self.settings.preset:
+                return self._record(context, problem, notes)
         plan = carried or self._made_plan(problem, here)
         notes += () if carried or problem.calls < MIN_CALLS or problem.profile else (note("built_in"),)
         notes += preset_remarks(self.settings.preset, self.settings.preset_steps, here)
@@ -101,19 +110,32 @@ class Caching:
             problem = replace(problem, source=profile if profile and digest(profile) == plan.profile else None)
         if problem.source is not None and not self.settings.preset and not self.settings.threshold:
             report = replace(report, curve=error_curve(problem, self.settings))
-        self.on_report(report)
+        self.on_report(replace(report, notes=(*report.notes, *changed(report))))
 
-    def _record(self, context: Context, notes: tuple[Note, ...]) -> Start:
-        start = Recording(self.settings.level, 0, self._save, self.on_report, self.scheduler).begin(context)
-        return replace(start, notes=(*notes, note("recording_first")))
+    def _record(self, context: Context, problem: Problem, notes: tuple[Note, ...]) -> Start:
+        kept: list[Profile] = []
 
-    def _save(self, measured: Measured, tables: tuple[Table, ...]) -> tuple[Note, ...]:
+        def on_report(report: Report) -> None:
+            curve = error_curve(replace(problem, source=kept[0]), self.settings) if kept else ()
+            self.on_report(replace(report, curve=curve))
+
+        save = partial(self._save, kept)
+        start = Recording(self.settings.level, 0, save, on_report, self.scheduler).begin(context)
+        return replace(start, notes=(*notes, note(RECORDING)))
+
+    def _save(self, kept: list[Profile], measured: Measured, tables: tuple[Table, ...]) -> tuple[Note, ...]:
         stem = f"{measured.model_class}-{model_digest(measured)[:8]}-{measured.sampler}-{measured.steps}".lower()
         name = self.store.unique_name(re.sub(r"[^a-z0-9_-]", "-", stem)[:56])
+        # Another process may have measured the same. The name comes first: of two that see nothing of each other both
+        # have the same one, so one profile is left.
+        if self._stored_profile(measured, tables[0].sigmas)[0]:
+            return (note("recorded_elsewhere"),)
         try:
-            self.store.save(name, Profile(measured, tables))
+            profile = Profile(measured, tables)
+            self.store.save(name, profile)
         except (StoreError, ProfileError) as error:  # the picture is rendered, and is worth more than the profile
             return (note("not_recorded", reason=error),)
+        kept.append(profile)
         return (note("recorded", name=name),)
 
     def _connected_profile(self, here: Measured) -> tuple[Profile | None, tuple[Note, ...]]:
@@ -123,7 +145,10 @@ class Caching:
             return None, ()
         refusals, remarks = differences(here, self.profile.measured)
         if refusals:
-            raise ProfileMismatch("The connected profile does not fit. " + " ".join(refusals))
+            raise ProfileMismatch(
+                f"The connected profile does not fit: it was made with {refusals[0]}. Disconnect it, or record a new "
+                "one with ERTA Profile."
+            )
         return self.profile, tuple(remarks)
 
     def _stored_profile(self, here: Measured, sigmas: np.ndarray) -> tuple[Profile | None, tuple[Note, ...]]:
@@ -132,7 +157,7 @@ class Caching:
         Of equals, the one with the fewest differences.
         """
         fitting = []
-        for entry in self.store.headers():
+        for entry in self.store.headers() if self.store else ():
             refusals, remarks = differences(here, entry.measured)
             if not refusals:
                 covered = round(coverage(np.array(entry.sigmas), sigmas), 1)
@@ -183,6 +208,17 @@ class Caching:
             "profile": problem.source is None or plan.profile == problem.digest,
         }
         return [name for name, equal in same.items() if not equal]
+
+
+def changed(report: Report) -> tuple[Note, ...]:
+    """A note where the predicted error says that the picture may be another one, with a speed that keeps it."""
+    error = report.predicted_error[0] if report.predicted_error else 0.0
+    if error < CHANGED:
+        return ()
+    good = good_point(report.curve)
+    if good is None:
+        return (note("may_change", error=f"{error:.0%}"),)
+    return (note("may_change_unless", error=f"{error:.0%}", speed=f"{good.speed:g}", kept=f"{good.median:.1%}"),)
 
 
 def _close(one: Sequence[float], other: Sequence[float] | np.ndarray) -> bool:

@@ -24,13 +24,18 @@ PARAMETERS_READ = 64
 # Of what may be patched in, the parts that have a field of their own, or only say in which dtype is computed.
 _DESCRIBED = ("model_sampling", "manual_cast_dtype")
 
-# What a profile must share with a run that it is used for.
-_REFUSED = ("model_class", "parameters", "weights", "loras", "level")
+# What a profile must share with a run that it is used for, and with what it was made where it does not. Of several the
+# first is named: the others follow from it.
+_REFUSED = {
+    "model_class": "another kind of model ({old}, here {new})",
+    "parameters": "a model of another size ({old} parameters, here {new})",
+    "weights": "another model file or weight type",
+    "loras": "other LoRAs or model patches",
+    "level": "level {old} (here {new})",
+}
 # What it may differ in; with a difference in the last two, it is used all the same.
 _USED = ("guidance", "latent_shape")
 _REMARKED = ("sampling", "shift", "steps", "sampler", "scheduler", *_USED)
-
-_REMEDY = "Record a new profile with ERTA Profile or disconnect it."
 
 
 def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
@@ -63,7 +68,8 @@ def measure_identity(context: Context, level: str, scheduler: str) -> Measured:
 
 
 def differences(here: Measured, profile: Measured) -> tuple[list[str], list[Note]]:
-    """(refusals, remarks): why the profile must not be used for the run `here`, and what else is not the same."""
+    """(refusals, remarks): with what else the profile was made, so that it must not be used for the run `here`, and in
+    what it differs without harm."""
     refusals, remarks = [], []
     for name in (*_REFUSED, *_REMARKED):
         old, new = getattr(profile, name), getattr(here, name)
@@ -71,7 +77,7 @@ def differences(here: Measured, profile: Measured) -> tuple[list[str], list[Note
             continue
         old, new = _shown(old), _shown(new)
         if name in _REFUSED:
-            refusals.append(f"{name}: the profile was measured on {old}, this run has {new}. {_REMEDY}")
+            refusals.append(_REFUSED[name].format(old=old, new=new))
         else:
             remarks.append(
                 note("profile_differs_used" if name in _USED else "profile_differs", field=name, measured=old, here=new)
@@ -86,12 +92,12 @@ def model_digest(measured: Measured) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value in a message. A fingerprint is shortened: it only has to differ from another."""
+    """A value in a message."""
     if value == "" or value is None:
         return "none"
     if isinstance(value, tuple):
         return "x".join(map(str, value))
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+    return str(value)
 
 
 def fingerprint_weights(model: ModelPatcher) -> str:
@@ -100,15 +106,17 @@ def fingerprint_weights(model: ModelPatcher) -> str:
     Name, shape and 16 values each of up to 64 parameters, evenly picked. The values are rounded to bfloat16, so that
     fp32, fp16 and bf16 loads of one fp16 checkpoint agree; an fp8 or otherwise quantised load has other values, hence
     another fingerprint, as it should: its features differ. Parameters without data (device "meta") count by name and
-    shape alone.
+    shape alone, as do all where the model is spread over processes (FSDP): each holds others, and asking the others
+    waits for ever where they do not ask too.
     """
+    spread = any(hasattr(module, "reshard") for module in model.model.diffusion_model.modules())
     held = {name.replace("_orig_mod.", ""): weight for name, weight in _base_parameters(model).items()}  # if compiled
     names = sorted(held)
     picked = np.linspace(0, len(names) - 1, min(PARAMETERS_READ, len(names))).round().astype(int)
     digest = hashlib.sha256()
     for name in (names[i] for i in picked):
         digest.update(f"{name}{tuple(held[name].shape)}".encode())
-        digest.update(few_values(_unpatched(model, f"diffusion_model.{name}", held[name])))
+        digest.update(b"" if spread else few_values(_unpatched(model, f"diffusion_model.{name}", held[name])))
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ from ..erta.settings import Settings
 from .recording import Recording
 from .report import Report
 from .run import attach
-from .task import Context, OnReport, Start
+from .task import Context, OnReport, Start, Watcher
 
 Features = dict[str, dict[int, Tensor]]
 
@@ -83,8 +83,19 @@ class Perturbing:
         self.on_report(replace(report, notes=(*report.notes, result)))
 
 
+def perturbs(level: str, calls: int) -> bool:
+    """Whether the response to errors is measured after the first run."""
+    return level == "output" and calls >= MIN_CALLS
+
+
 def measure_profile(
-    model: Any, render: Callable[[Any, int], None], runs: int, level: str, scheduler: str, on_report: OnReport
+    model: Any,
+    render: Callable[[Any, int], None],
+    runs: int,
+    level: str,
+    scheduler: str,
+    on_report: OnReport,
+    watcher: Watcher | None = None,
 ) -> Profile:
     """Record ``runs`` full runs; at output level a perturbed run follows the first, which costs half of one.
 
@@ -106,13 +117,13 @@ def measure_profile(
 
     for run in range(runs):
         features: list[Features] = []
-        render(attach(model, Fitting(level, run, keep, report, scheduler, features.append, runs)), run)
+        render(attach(model, Fitting(level, run, keep, report, scheduler, features.append, runs), watcher), run)
         if len(tables) <= run:
             reason = f"{'; '.join(one.text for one in reports[-1].notes)}. {_REMEDY}" if reports else _NOTHING
             raise ProfileIncomplete(f"{run} of {runs} runs were measured. {reason}")
         check_fits(runs, tables[run][0].sigmas.size, len(tables[run]))
-        if run == 0 and level == "output" and tables[0][0].sigmas.size >= MIN_CALLS:
+        if run == 0 and perturbs(level, tables[0][0].sigmas.size):
             with_response: list[tuple[Table, ...]] = []
-            render(attach(model, Perturbing(features.pop(), tables[0], with_response.append, report)), run)
+            render(attach(model, Perturbing(features.pop(), tables[0], with_response.append, report), watcher), run)
             tables[0] = with_response[0] if with_response else tables[0]
     return Profile(measured[0], tuple(table for found in tables for table in found))

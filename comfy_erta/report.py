@@ -4,18 +4,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..erta.candidate import Point
+from ..erta.meaning import meaning
 from ..erta.notes import Note
 
 
 @dataclass(frozen=True)
 class Report:
-    """calls: model calls of the sampler, computed + reused. seconds: the whole run; seconds_computed and
-    seconds_reused: its model calls of each kind. cache_bytes: most that was held at once. complete: the run went as
-    planned. predicted_error: (median, worst) expected relative error of the final latent over the profile's runs, ()
-    where nothing was measured. plan: its JSON. compute: "1" computed, "0" reused. sigmas: of each model call. curve:
-    the error at other speeds, () without a profile."""
+    """calls: model calls of the sampler, computed + reused. steps: of the run. seconds: the whole run;
+    seconds_computed and seconds_reused: its model calls of each kind. cache_bytes: most that was held at once.
+    complete: the run went as planned. predicted_error: (median, worst) expected relative error of the final latent over
+    the profile's runs, () where nothing was measured. plan: its JSON. compute: "1" computed, "0" reused. sigmas: of
+    each model call. curve: the error at other speeds, () without a profile."""
 
     calls: int
+    steps: int
     computed: int
     reused: int
     seconds: float
@@ -44,7 +46,8 @@ class Report:
 
     def as_text(self) -> str:
         """Lines in plain words: the counts, the times, the predicted error, and each note's text."""
-        lines = [f"{self.computed} of {self.calls} model calls computed, {self.reused} reused"]
+        unit = "steps" if self.calls == self.steps else "model calls"
+        lines = [f"{self.computed} of {self.calls} {unit} computed, {self.reused} reused"]
         if self.reused:
             computed, reused = self.seconds_computed / max(self.computed, 1), self.seconds_reused / self.reused
             each = f"{1000.0 * computed:.3g} ms computed, {1000.0 * reused:.3g} ms reused"
@@ -52,7 +55,7 @@ class Report:
             lines.append(f"cache {_amount(self.cache_bytes)}")
         if self.predicted_error:
             median, worst = self.predicted_error
-            lines.append(f"predicted error {median:.2%} of the latent, worst recorded run {worst:.2%}")
+            lines.append(f"{meaning(median)}: predicted error {median:.2%}, worst recorded run {worst:.2%}")
         return "\n".join([*lines, *(note.text for note in self.notes)])
 
 

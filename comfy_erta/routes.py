@@ -12,6 +12,7 @@ from typing import Any
 
 from ..erta.profile import ProfileError
 from ..erta.profile_file import MAX_BYTES, from_bytes, to_bytes
+from .machines import running_server
 from .store import NameTaken, NotStored, Store, StoreError, default_store
 
 _PROFILE = "/ertacache/profiles/{name}"
@@ -27,9 +28,8 @@ def register() -> None:
     DELETE removes. Refused with 404 where there is none, 409 where there is one already, 400 for all else; the answer
     is the message.
     """
-    server = sys.modules.get("server")  # ComfyUI's: where one runs it is loaded, elsewhere it may not load
-    routes = getattr(getattr(getattr(server, "PromptServer", None), "instance", None), "routes", None)
-    if server is None or routes is None or any(getattr(route, "path", "") == _PROFILE for route in routes):
+    routes = getattr(running_server(), "routes", None)
+    if routes is None or any(getattr(route, "path", "") == _PROFILE for route in routes):
         return
     rows: list[tuple[str, str, Work]] = [
         ("GET", _PROFILE, lambda store, name, query, sent: to_bytes(store.load(name))),
@@ -38,7 +38,7 @@ def register() -> None:
         ("DELETE", _PROFILE, lambda store, name, query, sent: store.delete(name)),
     ]
     for method, path, work in rows:
-        routes.route(method, path)(partial(_answer, server.web.Response, work))
+        routes.route(method, path)(partial(_answer, sys.modules["server"].web.Response, work))
 
 
 def _keep(store: Store, name: str, query: Mapping[str, str], sent: bytes) -> None:

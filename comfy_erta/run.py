@@ -59,24 +59,37 @@ def _observe_run(
     **kwargs: Any,
 ) -> Any:
     guider = executor.class_obj
-    start = _begin(task, _context(guider, sampler, sigmas, noise))
+    try:
+        start = _begin(task, _context(guider, sampler, sigmas, noise))
+    except ValueError as refused:
+        if watcher is not None:
+            watcher.refused(str(refused))
+        raise
     session, stopwatch = Session(start), Stopwatch(guider.model_patcher.load_device)
     options = guider.model_options
     try:
         if watcher is not None:
             watcher.begin(start)
+            args, kwargs = _paced(watcher, args, kwargs)
         guider.model_options = comfy.model_patcher.create_model_options_clone(options)
         _wrap_calls(guider, session, stopwatch, watcher)
         if start.plan is not None and start.plan.schedule:
             sigmas = torch.tensor(start.plan.schedule, dtype=sigmas.dtype, device=sigmas.device)
         began = time.perf_counter()
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        start.finish(_report(session, stopwatch, time.perf_counter() - began), samples)
+        start.finish(_report(session, stopwatch, len(sigmas) - 1, time.perf_counter() - began), samples)
         return samples
     finally:
         guider.model_options = options
         if start.observer is not None:
             start.observer.close()
+
+
+def _paced(watcher: Watcher, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments behind the sigmas, which are denoise_mask, callback and more, with the watcher's callback."""
+    if "callback" in kwargs:
+        return args, {**kwargs, "callback": watcher.paced(kwargs["callback"])}
+    return (*args[:1], *map(watcher.paced, args[1:2]), *args[2:]), kwargs
 
 
 def _context(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Context:
@@ -132,11 +145,12 @@ def _wrap_calls(guider: Any, session: Session, stopwatch: Stopwatch, watcher: Wa
     )
 
 
-def _report(session: Session, stopwatch: Stopwatch, seconds: float) -> Report:
+def _report(session: Session, stopwatch: Stopwatch, steps: int, seconds: float) -> Report:
     start, plan, observer = session.start, session.start.plan, session.start.observer
     notes = (*start.notes, *filter(None, [session.mismatch]), *(() if observer is None else observer.notes))
     return Report(
         calls=session.call + 1,
+        steps=steps,
         computed=len(stopwatch.laps["computed"]),
         reused=len(stopwatch.laps["reused"]),
         seconds=seconds,

@@ -81,5 +81,11 @@ class Watcher(Protocol):
     def begin(self, start: Start) -> None:
         """Before the first model call."""
 
+    def refused(self, words: str) -> None:
+        """The run is not begun, and why."""
+
     def called(self, i: int, computed: bool) -> None:
         """After model call i."""
+
+    def paced(self, callback: Any) -> Any:
+        """The run's callback of a step (step, denoised, x, steps), or one that calls it with other counts."""

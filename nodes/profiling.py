@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
+from ..comfy_erta.browser import Browser
 from ..comfy_erta.caching import Missing
 from ..comfy_erta.measuring import measure_profile
 from ..comfy_erta.report import Report
@@ -48,7 +49,7 @@ class ERTAProfile(io.ComfyNode):
                 ProfileType.Output(display_name="profile", tooltip="For ERTA Cached Sampler and ERTA Cache."),
                 io.Latent.Output(display_name="latent", tooltip="The first of the full renders."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.dynprompt],
             is_output_node=True,
             not_idempotent=True,
         )
@@ -73,7 +74,8 @@ class ERTAProfile(io.ComfyNode):
         def render_run(observed: Any, run: int) -> None:
             latents.append(render(observed, {**inputs, "seed": (inputs["seed"] + run) % 2**64}))
 
-        profile = measure_profile(model, render_run, runs, level, inputs["scheduler"], reports.append)
+        browser = Browser(cls.hidden, runs, bar=True)
+        profile = measure_profile(model, render_run, runs, level, inputs["scheduler"], reports.append, browser)
         about: list[Note] = []
         try:
             default_store().save(name, profile)

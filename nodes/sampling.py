@@ -41,7 +41,7 @@ class ERTACachedSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, **inputs: Any) -> io.NodeOutput:
         reports: list[Report] = []
-        browser = Browser(cls.hidden)
+        browser = Browser(cls.hidden, bar=True)
         task = _caching(model, inputs, reports.append)
         _, *others = (made.id for made in ksampler_inputs())  # all but the model
         latent = render(attach(model, task, browser), {name: inputs[name] for name in others})

@@ -18,10 +18,16 @@ export function carry(widget) {
   let filled;
   let queued = "";
   widget.serializeValue = () => (widget.value === filled ? queued : widget.value);
-  widget.options.getMinHeight = widget.options.getMaxHeight = () => 50; // some KB of JSON: nobody reads it here
+  hide(widget);
   return (plan) => {
     if (!plan) return;
     if (widget.value !== filled) queued = widget.value;
     filled = widget.value = plan;
   };
+}
+
+/** Some KB of JSON that nobody reads. The server hides it too, which older front ends overlook. @param {Widget} widget */
+function hide(widget) {
+  widget.hidden = true;
+  widget.computeSize = () => [0, -4]; // takes back the space between widgets
 }

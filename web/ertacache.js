@@ -4,13 +4,13 @@ import { app } from "../../scripts/app.js";
 import { shownBefore } from "./again.js";
 import { carry } from "./carry.js";
 import { html } from "./dom.js";
-import { allNodes, nodeAt, widgetOf } from "./graph.js";
+import { after, allNodes, nodeAt, quietly, widgetOf } from "./graph.js";
 import { recall, remember } from "./memory.js";
-import { hasPanel, Panel, panelOf } from "./panel.js";
+import { hasPanel, Panel, panelOf, refreshAll } from "./panel.js";
 import { profileButtons, profileMenu, toast } from "./profiles.js";
 import { Runs } from "./runs.js";
 import { canvasItems, commands, menuCommands, nodeItems, toolboxCommands } from "./speedup_menu.js";
-import { loadWords, noteText } from "./words.js";
+import { loadWords, noteText, translate } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
 /** @typedef {import("./panel.js").Output} Output */
@@ -18,6 +18,7 @@ import { loadWords, noteText } from "./words.js";
 
 const LIVE = "ERTACache.LiveStrip";
 const TOASTS = "ERTACache.Toasts";
+const COLOURS = { ERTA_PROFILE: "#5fa8a0", ERTA_OPTIONS: "#b58fc9" }; // of the slots, in ertacache.css for Nodes 2.0
 
 /** @type {WeakMap<Node, (plan: string | undefined) => void>} what fills the widget of the plan */
 const fills = new WeakMap();
@@ -56,9 +57,17 @@ app.registerExtension({
     const listen = (/** @type {string} */ name, /** @type {(detail: any) => void} */ hear) =>
       app.api.addEventListener(name, (/** @type {any} */ { detail }) => hear(detail));
     const live = async (/** @type {any} */ detail) =>
-      isOn(LIVE) && (await runs.isShown(detail)) ? panelOf(nodeAt(detail.node))?.strip : undefined;
-    listen("ertacache.plan", async (detail) => (await live(detail))?.plan(detail.compute ?? "", detail.sigmas));
-    listen("ertacache.step", async (detail) => (await live(detail))?.fill(detail.kinds ?? ""));
+      isOn(LIVE) && (await runs.isShown(detail)) ? panelOf(nodeAt(detail.node)) : undefined;
+    listen("ertacache.plan", async (detail) => {
+      const panel = await live(detail);
+      if (panel) quietly(() => panel.begin(detail));
+    });
+    listen("ertacache.step", async (detail) => (await live(detail))?.step(detail));
+    listen("ertacache.refused", (detail) =>
+      runs.whenShown(detail, () => quietly(() => panelOf(nodeAt(detail.node))?.stopped(detail.words, true))),
+    );
+    listen("execution_interrupted", () => stopAll(translate("Cancelled.")));
+    listen("execution_error", () => stopAll(translate("Stopped by an error.")));
     const hear = (/** @type {Run} */ run, /** @type {string} */ node, /** @type {Output} */ output) =>
       runs.whenShown(run, () => ran(nodeAt(node), output));
     listen("ertacache.report", ({ node, report, ...run }) => hear(run, node, { text: [report.text], erta: [report] }));
@@ -74,10 +83,14 @@ app.registerExtension({
 
   /** @param {Node} node */
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("ERTA")) return;
+    colourSlots();
+    if (node.comfyClass === "ERTAOptions") for (const one of node.widgets ?? []) after(one, "callback", refreshAll);
     if (!hasPanel(node.comfyClass)) return;
-    new Panel(node, node.comfyClass === "ERTALoadProfile" ? profileButtons(() => node) : []);
     const plan = widgetOf(node, "plan");
     if (plan) fills.set(node, carry(plan));
+    new Panel(node, node.comfyClass === "ERTALoadProfile" ? profileButtons(() => node) : []);
+    node.setSize([node.size[0], node.computeSize()[1]]); // a file has its own
   },
 
   /** Nodes are built again when a page, a tab or an earlier state is loaded. */
@@ -132,8 +145,24 @@ function ran(node, output) {
   const panel = panelOf(node);
   if (!node || !panel || !(output.erta || output.text)) return;
   const news = panel.news(output);
-  panel.show(output);
+  quietly(() => {
+    panel.show(output);
+    fills.get(node)?.(output.erta?.[output.erta.length - 1]?.plan);
+  });
   remember(node, { output, ran: panel.ran });
-  fills.get(node)?.(output.erta?.[output.erta.length - 1]?.plan);
   if (isOn(TOASTS)) for (const note of news) toast("warn", noteText(note));
+}
+
+/** Of every run that goes on. @param {string} words */
+function stopAll(words) {
+  const going = allNodes().map(panelOf).filter((panel) => panel?.progress);
+  if (going.length) quietly(() => going.forEach((panel) => panel?.stopped(words)));
+}
+
+/** Before each node: a colour palette that is loaded takes back what it does not know. */
+function colourSlots() {
+  const { LGraphCanvas } = /** @type {any} */ (globalThis);
+  for (const colours of [LGraphCanvas?.link_type_colors, app.canvas?.default_connection_color_byType]) {
+    if (colours) Object.assign(colours, COLOURS);
+  }
 }

@@ -1,6 +1,7 @@
 // @ts-check
 /** What a turn of the knob comes to, in words: arithmetic on the curve that is known, no call to the server. */
 import { percent } from "./dom.js";
+import { CHANGED, goodPoint, meaning } from "./quality.js";
 import { translate } from "./words.js";
 
 /** @typedef {{ speed: number, computed: number, of: number, median: number, worst: number, compute?: string }} Point */
@@ -11,12 +12,10 @@ import { translate } from "./words.js";
  * @property {Point[]} [curve]
  * @property {boolean} [fixed] something else than the speed decides what is computed
  */
+/** @typedef {{ count: string, expected?: string, warning?: boolean }} Forecast */
 
 /** With fewer model calls the planner reuses none. */
 const FEWEST = 6;
-/** Errors of the latent from which on the picture is another one, and up to which it is much the same. */
-const CHANGED = 0.2;
-const KEPT = 0.1;
 
 /** To even where it is a tie, as the planner rounds. @param {number} value */
 function rounded(value) {
@@ -30,51 +29,52 @@ export function computedOf(calls, speed) {
   return Math.min(Math.max(rounded(calls / speed), 2), calls);
 }
 
-/** @param {Knob} knob */
+/** @param {Knob} knob @returns {Forecast} */
 export function forecast({ speed, calls, curve = [], fixed = false }) {
-  if (fixed) return translate("The preset or threshold decides which steps are computed.");
-  if (!(speed > 1)) return translate("Every step is computed: no error, no gain.");
+  if (fixed) return { count: translate("The preset or threshold decides which steps are computed") };
+  if (!(speed > 1)) return { count: translate("Every step is computed") };
   const computed = calls && computedOf(calls, speed);
   const share = calls && computed ? computed / calls : 1 / speed;
-  if (share >= 1 || (calls && calls < FEWEST)) return translate("Every step is computed: too few to skip any.");
+  if (share >= 1 || (calls && calls < FEWEST)) return { count: translate("Every step is computed: too few to skip any") };
   const count = computed
     ? translate("{computed} of {all} steps computed", { computed, all: calls })
     : translate("{share} of the steps computed", { share: percent(share) });
-  return `${count} · ${expected(share, curve)}`;
+  return { count, ...expectation(share, curve) };
 }
 
 /** @param {number} share computed ones of all @param {Point[]} curve */
-function expected(share, curve) {
+function expectation(share, curve) {
   const known = curve
     .filter((point) => point.of > 0 && point.median > 0)
     .map((point) => ({ ...point, share: point.computed / point.of }))
     .sort((one, other) => other.share - one.share);
-  if (!known.length) return translate("the error is known after a profile");
+  if (!known.length) return {};
   const [least, most] = [known[0], known[known.length - 1]];
-  if (share > least.share) return translate("error below {error}", { error: percent(least.median) });
-  if (share < most.share) {
-    return translate("error above {error}", { error: percent(most.median) }) + advice(most.median, known);
-  }
+  if (share > least.share) return said(least.median, translate("below {error}", { error: percent(least.median) }), known);
+  if (share < most.share) return said(most.median, translate("above {error}", { error: percent(most.median) }), known);
   const next = known.findIndex((point) => point.share <= share);
   const [above, below] = [known[Math.max(next - 1, 0)], known[next]];
   const way = above.share === below.share ? 0 : (above.share - share) / (above.share - below.share);
   const median = between(above.median, below.median, way);
-  const error = percent(median);
   const worst = between(above.worst, below.worst, way);
-  const words = worst
-    ? translate("error about {error}, at worst {worst}", { error, worst: percent(worst) })
-    : translate("error about {error}", { error });
-  return words + advice(median, known);
+  return said(median, errorWords(median, worst), known);
 }
 
-/** Which speed is still good, where this one is not. @param {number} error @param {Point[]} known fastest last */
-function advice(error, known) {
-  if (error < CHANGED) return "";
-  const good = known.filter((point) => point.median <= KEPT).pop();
-  const words = good
-    ? translate("another picture; {speed}x keeps it, with {error}", { speed: good.speed, error: percent(good.median) })
-    : translate("another picture, at every speed");
-  return ` · ${words}`;
+/** @param {number} median @param {number} worst */
+export function errorWords(median, worst) {
+  const values = { error: percent(median), worst: percent(worst) };
+  return worst ? translate("error {error}, at worst {worst}", values) : translate("error {error}", values);
+}
+
+/** @param {number} error @param {string} number in words @param {Point[]} known @returns {{ expected: string, warning: boolean }} */
+function said(error, number, known) {
+  const words = `${meaning(error)} (${number})`;
+  if (error < CHANGED) return { expected: words, warning: false };
+  const good = goodPoint(known);
+  const advice = good
+    ? translate("speed {speed} keeps the picture ({error})", { speed: good.speed, error: percent(good.median) })
+    : translate("at every speed");
+  return { expected: `${words}; ${advice}`, warning: true };
 }
 
 /** On a straight line of logarithms: errors grow by factors. @param {number} from @param {number} to @param {number} way */

@@ -8,6 +8,8 @@ import { app } from "../../scripts/app.js";
  * @property {any} value
  * @property {any} options
  * @property {boolean} [serialize]
+ * @property {boolean} [hidden]
+ * @property {(width?: number) => [number, number]} [computeSize]
  * @property {() => any} [serializeValue]
  * @property {(...args: any[]) => any} [callback]
  */
@@ -20,6 +22,11 @@ import { app } from "../../scripts/app.js";
  * @property {Widget[]} [widgets]
  * @property {{ name: string, link: number | null, widget?: { name: string } }[]} [inputs]
  * @property {(slot: number) => Node | null} getInputNode
+ * @property {[number, number]} size
+ * @property {{ collapsed?: boolean }} flags
+ * @property {any[]} [badges]
+ * @property {() => [number, number]} computeSize
+ * @property {(size: [number, number]) => void} setSize
  * @property {(name: string, type: string, element: HTMLElement, options: object) => Widget} addDOMWidget
  */
 
@@ -114,4 +121,17 @@ export function restoreValues(values) {
       if (plain && widget.serialize !== false && widget.value !== value) widget.value = value;
     }
   }
+}
+
+/**
+ * Changes the graph without a step of undo: what a run fills in is no act of the user's. Not while a workflow is loaded.
+ * @param {() => void} change
+ */
+export function quietly(change) {
+  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // what the user did before is a step
+  change();
+  if (!tracker?.activeState) return;
+  tracker.activeState = JSON.parse(JSON.stringify(rootGraph().serialize()));
+  tracker.updateModified?.();
 }

@@ -1,11 +1,12 @@
 // @ts-check
-/** The one widget that a node of ours gets: the forecast of its knob, the plan strip, the report, the profile. */
+/** The one widget that a node of ours gets: what the knob comes to, the plan strip, the report, the profile. */
 import { app } from "../../scripts/app.js";
 import { html } from "./dom.js";
 import { forecast } from "./forecast.js";
 import { after, allNodes, widgetOf } from "./graph.js";
 import { ProfileView } from "./profile_view.js";
-import { noteList, reportParts, warningsIn } from "./report.js";
+import { Progress } from "./progress.js";
+import { gainOf, noteList, reportParts, warningsIn } from "./report.js";
 import { Strip } from "./strip.js";
 import { translate } from "./words.js";
 
@@ -13,23 +14,29 @@ import { translate } from "./words.js";
 /** @typedef {{ text?: string[], erta?: any[] }} Output */
 
 const WIDGET = "erta_report"; // its name and its type, which must not be one of ComfyUI's own
-const KNOBS = ["speed", "steps", "mode", "preset", "threshold", "sampler_name"];
+const KNOBS = ["speed", "steps", "sampler_name"];
+const OPTIONS = ["mode", "preset", "threshold"];
 const CACHING = new Set(["ERTACachedSampler", "ERTACache"]);
 const PROFILING = new Set(["ERTAProfile", "ERTALoadProfile"]);
-const MARGINS = 20; // that ComfyUI leaves around an element, above and below
-const HEIGHTS = { ERTACachedSampler: 230, ERTACache: 230, ERTAProfile: 374, ERTALoadProfile: 404, ERTACompare: 80 };
+const MARGIN = 4; // around the element, in pixels
+const TALLEST = { ERTACachedSampler: 240, ERTACache: 240, ERTAProfile: 460, ERTALoadProfile: 460, ERTACompare: 100 };
 
 /** @type {WeakMap<Node, Panel>} */
 const panels = new WeakMap();
 
-/** @param {Node | undefined} node */
+/** @param {Node | undefined | null} node */
 export function panelOf(node) {
-  return node && panels.get(node);
+  return node ? panels.get(node) : undefined;
 }
 
 /** @param {string} [comfyClass] */
 export function hasPanel(comfyClass) {
-  return !!comfyClass && comfyClass in HEIGHTS;
+  return !!comfyClass && comfyClass in TALLEST;
+}
+
+/** After something that several nodes tell of has changed: a profile, options. */
+export function refreshAll() {
+  for (const node of allNodes()) panelOf(node)?.refresh();
 }
 
 export class Panel {
@@ -38,18 +45,23 @@ export class Panel {
     this.node = node;
     const caching = CACHING.has(node.comfyClass);
     this.forecast = caching ? html("div", { class: "erta-forecast" }) : undefined;
+    this.status = html("div", { class: "erta-status", role: "status", hidden: "" });
     this.strip = caching ? new Strip() : undefined;
-    this.profile = PROFILING.has(node.comfyClass) ? new ProfileView() : undefined;
+    this.profile = PROFILING.has(node.comfyClass) ? new ProfileView(() => this.fit()) : undefined;
     this.text = html("div", { class: "erta-text", tabindex: 0, role: "region", "aria-label": translate("ERTA report") });
-    this.element = html("div", { class: "erta-panel" });
-    const parts = [this.forecast, this.strip?.element, caching && legend(), this.profile?.element, this.text];
-    this.element.append(...parts.filter((part) => !!part));
-    if (tools.length) this.element.append(html("div", { class: "erta-tools" }, ...tools));
-    this.say(hintOf(node.comfyClass));
+    this.tools = html("div", { class: "erta-tools" }, ...tools);
+    this.body = html("div", { class: "erta-body" });
+    const parts = [this.forecast, this.status, this.strip?.element, this.profile?.element, this.text];
+    this.body.append(...parts.filter((part) => !!part), ...(tools.length ? [this.tools] : []));
+    this.element = html("div", { class: "erta-panel" }, this.body);
     /** @type {Output | undefined} what is shown */
     this.output = undefined;
     /** @type {Record<string, any> | undefined} how the knobs stood when it came */
     this.ran = undefined;
+    /** @type {Progress | undefined} of the run that goes on */
+    this.progress = undefined;
+    this.height = 0;
+    this.say(...(caching ? [] : [hintOf(node.comfyClass)]));
     this.addTo(node);
     forwardPointer(this.element);
     panels.set(node, this);
@@ -57,15 +69,14 @@ export class Panel {
 
   /** @param {Node} node */
   addTo(node) {
-    const height = /** @type {Record<string, number>} */ (HEIGHTS)[node.comfyClass];
-    this.element.style.setProperty("--erta-height", `${height}px`);
     const widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
       serialize: false, // not in the prompt
       hideOnZoom: false,
+      margin: MARGIN,
       getValue: () => this.output?.text?.join("\n\n") ?? "",
       setValue: () => {},
-      getMinHeight: () => height + MARGINS,
-      ...(node.comfyClass === "ERTACompare" ? { getMaxHeight: () => height + MARGINS } : {}), // room for the figure
+      getMinHeight: () => this.height + 2 * MARGIN,
+      ...(node.comfyClass === "ERTACompare" ? { getMaxHeight: () => this.height + 2 * MARGIN } : {}), // room for the figure
     });
     widget.serialize = false; // not in the workflow
     for (const name of this.forecast ? KNOBS : []) {
@@ -74,6 +85,8 @@ export class Panel {
     }
     after(node, "onConnectionsChange", () => this.refresh());
     after(node, "onRemoved", () => this.remove());
+    after(node, "onResize", () => this.fit(false));
+    node.badges?.push(() => this.badge());
     this.refresh();
   }
 
@@ -90,20 +103,63 @@ export class Panel {
     document.querySelector(`[data-node-id="${CSS.escape(String(this.node.id))}"] .erta-panel`)?.replaceWith(this.element);
   }
 
+  /** As tall as what there is to read, up to a limit; then it scrolls. @param {boolean} grow the node with it */
+  fit(grow = true) {
+    this.body.classList.toggle("erta-idle", !!this.forecast && !this.output && !this.progress && !this.text.firstChild);
+    const most = /** @type {Record<string, number>} */ (TALLEST)[this.node.comfyClass];
+    const height = Math.min(naturalHeight(this.body, this.node.size[0] - 2 * MARGIN), most);
+    if (height === this.height) return;
+    const { size } = this.node;
+    const least = this.node.computeSize()[1];
+    this.height = height;
+    this.element.style.setProperty("--erta-height", `${height}px`);
+    if (!grow || /** @type {any} */ (globalThis).LiteGraph?.vueNodesMode) return; // there the page lays it out
+    const fitted = Math.abs(size[1] - least) < 2; // else a person has made it taller
+    const needed = this.node.computeSize()[1];
+    this.node.setSize([size[0], fitted ? needed : Math.max(size[1], needed)]);
+  }
+
+  /** A run has begun. @param {import("./progress.js").Begun} begun */
+  begin(begun) {
+    this.progress = new Progress(begun, widgetOf(this.node, "steps")?.value);
+    this.strip?.plan(begun.compute ?? "", begun.sigmas);
+    this.put();
+    this.refresh();
+  }
+
+  /** @param {{ kinds?: string, left?: number }} step */
+  step(step) {
+    this.strip?.fill(step.kinds ?? "");
+    this.progress?.step(step);
+    if (this.progress) this.tell(this.progress.words());
+  }
+
+  /** The run has ended without a result: what was known of an earlier one stands no more. @param {string} words @param {boolean} [warning] */
+  stopped(words, warning = false) {
+    this.progress = this.output = this.ran = undefined;
+    this.strip?.plan("");
+    this.say(words);
+    this.text.classList.toggle("erta-warning", warning);
+    this.refresh();
+  }
+
   /** What an executed event or ComfyUI's own memory of one holds. @param {Output} output @param {Record<string, any>} [ran] */
   show(output, ran = this.knobs()) {
     const content = output.erta?.[output.erta.length - 1];
     this.output = output;
     this.ran = ran;
+    this.progress = undefined;
+    this.text.classList.remove("erta-warning");
     if (this.profile && content?.curve?.length) {
       this.profile.show(content);
       this.put(...noteList(content.notes));
-      for (const node of allNodes()) panelOf(node)?.refresh(); // it may be connected to one of them
-      return;
+      refreshAll(); // it may be connected to one of them
+    } else if (content?.calls === undefined) {
+      this.say(...(output.text ?? []));
+    } else {
+      this.strip?.finished(content.compute ?? "", content.sigmas);
+      this.put(...(output.erta ?? []).flatMap((report) => reportParts(report)));
     }
-    if (content?.calls === undefined) return this.say(...(output.text ?? []));
-    this.strip?.finished(content.compute ?? "", content.sigmas);
-    this.put(...(output.erta ?? []).flatMap((report) => reportParts(report)));
     this.refresh();
   }
 
@@ -124,21 +180,44 @@ export class Panel {
     this.text.toggleAttribute("hidden", !parts.length);
   }
 
-  knobs() {
-    return Object.fromEntries(KNOBS.map((name) => [name, widgetOf(this.node, name)?.value]));
+  /** @param {string} words */
+  tell(words) {
+    if (this.status.textContent !== words) this.status.textContent = words;
+    this.status.toggleAttribute("hidden", !words);
   }
 
-  /** Says what the knobs come to as they stand now. */
+  knobs() {
+    const options = this.source("options");
+    const read = (/** @type {Node | undefined} */ node) => (/** @type {string} */ name) => [name, node && widgetOf(node, name)?.value];
+    return Object.fromEntries([...KNOBS.map(read(this.node)), ...OPTIONS.map(read(options))]);
+  }
+
+  /** Says what the knobs come to as they stand now, unless the report below says it. */
   refresh() {
-    if (!this.forecast) return;
-    const linked = this.isLinked("speed") || this.isLinked("steps");
+    this.tell(this.progress?.words() ?? "");
+    if (this.forecast) this.predict(this.forecast);
+    this.fit();
+  }
+
+  /** @param {HTMLElement} line */
+  predict(line) {
     const now = this.knobs();
-    const fixed = (now.preset ?? "none") !== "none" || (now.mode === "paper" && now.threshold > 0);
+    const asRan = this.output && JSON.stringify(now) === JSON.stringify(this.ran);
     const curve = this.knownCurve(now);
-    const words = linked
-      ? translate("Speed or steps come from another node.")
+    const fixed = (now.preset ?? "none") !== "none" || (now.mode === "paper" && now.threshold > 0);
+    const next = this.isLinked("speed") || this.isLinked("steps")
+      ? { count: translate("Speed or steps come from another node") }
       : forecast({ speed: now.speed, calls: this.calls(now, curve), curve, fixed });
-    if (this.forecast.textContent !== words) this.forecast.textContent = words;
+    const told = asRan && !(curve.length && !this.lastReport()?.predicted_error?.length);
+    line.toggleAttribute("hidden", !!this.progress || !!told);
+    line.classList.toggle("erta-warning", !!next.warning);
+    const words = [this.output ? `${translate("Next")}: ${next.count}` : next.count, next.expected];
+    const said = words.filter(Boolean).join(" · ");
+    if (line.textContent !== said) line.textContent = said;
+  }
+
+  lastReport() {
+    return this.output?.erta?.[this.output.erta.length - 1];
   }
 
   /** @param {string} name */
@@ -146,9 +225,15 @@ export class Panel {
     return !!this.node.inputs?.some((input) => input.widget?.name === name && input.link != null);
   }
 
+  /** The node that an input comes from. @param {string} name */
+  source(name) {
+    const slot = this.node.inputs?.findIndex((input) => input.name === name && input.link != null) ?? -1;
+    return slot < 0 ? undefined : (this.node.getInputNode(slot) ?? undefined);
+  }
+
   /** Some samplers call the model more than once a step: the last run shows how often. @param {Record<string, any>} now @param {any[]} curve */
   calls(now, curve) {
-    const last = this.output?.erta?.[this.output.erta.length - 1]?.calls;
+    const last = this.lastReport()?.calls;
     if (now.steps === undefined) return last ?? curve[0]?.of;
     const comparable = last && this.ran?.steps && this.ran.sampler_name === now.sampler_name;
     return comparable ? Math.round((now.steps * last) / this.ran?.steps) : now.steps;
@@ -156,38 +241,46 @@ export class Panel {
 
   /** Of the last run if it was of the same mode, else of the profile that is connected. @param {Record<string, any>} now */
   knownCurve(now) {
-    const last = this.output?.erta?.[this.output.erta.length - 1]?.curve;
+    const last = this.lastReport()?.curve;
     if (last?.length && this.ran?.mode === now.mode) return last;
-    const slot = this.node.inputs?.findIndex((input) => input.name === "profile" && input.link != null) ?? -1;
-    const source = slot < 0 ? undefined : panelOf(this.node.getInputNode(slot) ?? undefined);
-    return source?.output?.erta?.[0]?.curve ?? [];
+    return panelOf(this.source("profile"))?.output?.erta?.[0]?.curve ?? [];
+  }
+
+  /** What a collapsed node tells of its run; on one that is open the panel does. */
+  badge() {
+    const report = this.node.flags?.collapsed ? this.lastReport() : undefined;
+    const text = report?.calls === undefined ? "" : gainOf(report);
+    return new /** @type {any} */ (globalThis).LGraphBadge({ text, fgColor: "#fff", bgColor: "#2b6cb0" });
   }
 }
 
 /** @param {string} comfyClass */
 function hintOf(comfyClass) {
   if (PROFILING.has(comfyClass)) return translate("Run it once: then the predicted error at each speed appears here.");
-  return translate("The report of the run appears here.");
+  return translate("The comparison appears here after a run.");
 }
 
-function legend() {
-  const computed = html("span", { class: "erta-key computed" }, translate("computed"));
-  const reused = html("span", { class: "erta-key reused" }, translate("reused"));
-  return html("div", { class: "erta-legend", "aria-hidden": "true" }, computed, reused);
+/** Of an element that need not be on the page: a copy of it is laid out. @param {HTMLElement} body @param {number} width */
+function naturalHeight(body, width) {
+  const frame = html("div", { class: "erta-panel erta-measured", "aria-hidden": "true", style: `width: ${width}px` });
+  frame.append(body.cloneNode(true));
+  document.body.append(frame);
+  const height = frame.offsetHeight;
+  frame.remove();
+  return height;
 }
 
 /** Controls keep their clicks; the wheel and the middle button still move the canvas. @param {HTMLElement} element */
 function forwardPointer(element) {
   element.addEventListener("pointerdown", (event) => {
-    const inside = /** @type {Element} */ (event.target).closest("input, button, .erta-curve");
+    const inside = /** @type {Element} */ (event.target).closest("input, button, .erta-curve, summary");
     if (inside) event.stopPropagation();
     else if (event.button === 1) app.canvas?.processMouseDown?.(event);
   });
   element.addEventListener(
     "wheel",
     (event) => {
-      const text = /** @type {Element} */ (event.target).closest(".erta-text");
-      const scrolls = text && text.scrollHeight > text.clientHeight && !event.ctrlKey;
+      const scrolls = element.scrollHeight > element.clientHeight && !event.ctrlKey;
       if (scrolls) event.stopPropagation();
       else if (!(/** @type {any} */ (globalThis).LiteGraph?.vueNodesMode)) app.canvas?.processMouseWheel?.(event);
     },

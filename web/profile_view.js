@@ -8,12 +8,14 @@ import { translate } from "./words.js";
 /** @typedef {{ name: string, measured: any, sigmas?: number[], curve?: Point[], map?: number[][] }} Content */
 
 const HEIGHT = 128;
-const MARGIN = { left: 46, right: 12, top: 8, bottom: 32 };
+const MARGIN = { left: 42, right: 12, top: 20, bottom: 30 };
 // Equal steps look equal, in colour, in grey and to the colour-blind.
 const SHADES = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // prettier-ignore
 
 export class ProfileView {
-  constructor() {
+  /** @param {() => void} resized called when it takes more or less room */
+  constructor(resized) {
+    this.resized = resized;
     this.curve = svg("svg", { class: "erta-curve", role: "img" });
     this.slider = html("input", { type: "range", min: 0, step: 1, "aria-label": translate("Speed to look at") });
     this.choice = html("div", { class: "erta-choice" });
@@ -23,7 +25,9 @@ export class ProfileView {
     this.facts = html("div", { class: "erta-facts" });
     const scale = html("div", { class: "erta-scale" }, "0", html("span", { class: "erta-gradient" }), this.largest);
     const caption = html("div", { class: "erta-caption" }, translate("How much model calls differ"));
-    this.lower = html("div", { class: "erta-pair" }, html("div", {}, this.map, scale), html("div", {}, caption, this.facts));
+    const drawn = html("div", { class: "erta-drawn" }, caption, this.map, scale);
+    this.lower = html("details", { class: "erta-details" }, html("summary", {}, translate("Details")), this.facts, drawn);
+    this.lower.addEventListener("toggle", () => this.resized());
     this.element = html("div", { class: "erta-profile", hidden: "" });
     this.element.append(this.curve, this.slider, this.choice, this.strip.element, this.lower);
     /** @type {Content | undefined} */
@@ -116,9 +120,11 @@ export class ProfileView {
     for (const { speed } of this.points.filter(({ speed }) => speed % 0.5 === 0)) {
       yield svg("text", { x: this.across(speed), y: floor + 13, "text-anchor": "middle" }, times(speed));
     }
-    yield svg("text", { x: MARGIN.left, y: HEIGHT - 5 }, translate("Predicted error by speed:"));
-    yield svg("text", { x: MARGIN.left + 140, y: HEIGHT - 5, class: "erta-key-median" }, `● ${translate("median")}`);
-    yield svg("text", { x: MARGIN.left + 200, y: HEIGHT - 5, class: "erta-key-worst" }, `◇ ${translate("worst")}`);
+    yield svg("text", { x: 0, y: 10 }, translate("predicted error"));
+    const median = svg("tspan", { class: "erta-key-median" }, `● ${translate("median")}`);
+    const worst = svg("tspan", { class: "erta-key-worst", dx: 8 }, `◇ ${translate("worst")}`);
+    yield svg("text", { x: right, y: 10, "text-anchor": "end" }, median, worst);
+    yield svg("text", { x: right, y: HEIGHT - 4, "text-anchor": "end" }, translate("speed"));
   }
 
   /** @param {"median" | "worst"} kind @param {Point[]} known @param {(error: number) => number} down */

@@ -379,7 +379,7 @@ def test_a_distilled_model_reuses_what_it_says(level, sampler, steps):
         result = render(model, **inputs)
     (report,) = reports
     assert report.calls == steps and report.computed == len(seen.stacks)
-    assert f"{report.computed} of {steps} model calls computed, {report.reused} reused" in report.as_text()
+    assert f"{report.computed} of {steps} steps computed, {report.reused} reused" in report.as_text()
     if steps < MIN_CALLS:
         assert torch.equal(result, full) and "too_few_calls" in codes(report)
     else:

@@ -178,7 +178,7 @@ def over(calls):
     """The report of a run that went as planned."""
     from ertacache.comfy_erta.report import Report
 
-    return Report(calls, calls, 0, 1.0, 1.0, 0.0, 0)
+    return Report(calls, calls, calls, 0, 1.0, 1.0, 0.0, 0)
 
 
 def test_notes_are_records_in_a_reports_dict_and_lines_of_its_text(comfy_pack):
@@ -261,7 +261,7 @@ def test_other_models_lora_refuses_a_connected_profile(wan, sample, store, recor
     key = "diffusion_model.blocks.0.ffn.0.weight"
     lora.add_patches({key: (torch.randn(128, 128),)}, 0.5)
     model, _ = cached(lora, store, Settings(), profile)
-    with pytest.raises(ProfileMismatch, match="loras"):
+    with pytest.raises(ProfileMismatch, match="made with other LoRAs or model patches"):
         sample(model)
     store.save("base", profile)
     unconnected, reports = cached(lora, store, Settings(), without_profile="built-in plan")

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
@@ -26,6 +26,12 @@ LARGEST = 200_000  # bytes of a picture
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+# In a list of a help page: the name in the code font, the label on the node if it is another, the default in brackets.
+ENTRY = re.compile(r"`([^`]+)`([^`,\u3001(\uff08]*)(?:[(\uff08]([^)\uff09]+)[)\uff09])?")
+HEAD_ENDS = re.compile(r": |\uff1a")
+# The inputs that ComfyUI's own KSampler has.
+KSAMPLER = {"model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image"}
+KSAMPLER |= {"denoise"}
 # Of ComfyUI's message syntax. A text with one of these breaks the front end's translation, at worst the node.
 SYNTAX = re.compile(r"[{}@|$%]")
 BRACES = re.compile(r"\{(\w+)\}")  # a value's place in a note or in a text of the panel
@@ -161,32 +167,72 @@ def help_of(node: str, language: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+class Entry(NamedTuple):
+    """What a line of a help page's list is about: "- `name` label (default): text", or several of them, one text."""
+
+    label: str
+    default: str
+    line: str
+
+
+def entries(page: str) -> dict[str, Entry]:
+    """By the name in the code font. Where several share a line, all of them are there."""
+    found: dict[str, Entry] = {}
+    for line in page.splitlines():
+        if line.startswith("- `"):
+            head = HEAD_ENDS.split(line, maxsplit=1)[0]
+            for name, label, default in ENTRY.findall(head):
+                assert name not in found, f"{name}: described twice"
+                found[name] = Entry(label.strip() or name, default, line)
+    return found
+
+
+def is_ksamplers(node: str, name: str) -> bool:
+    """Whether it is an input of KSampler, on a node that has all of them: one line names them together."""
+    return name in KSAMPLER and {own for own, _ in inputs_of(node)} >= KSAMPLER
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("node", SCHEMAS)
 def test_help_describes_everything_on_the_node(node: str, language: str):
     page, words = help_of(node, language), read(language, "nodeDefs")[node]
     assert page.splitlines()[0] == f"# {words['display_name']}"
     assert len(PICTURE.findall(page)) == 1, "one picture of the node"
-    rows = [line for line in page.splitlines() if line.startswith("|")]
+    described = entries(page)
     for name, text in words["inputs"].items():
-        (row,) = [line for line in rows if line.startswith(f"| `{name}`")] or [""]
-        assert text["name"] in row.split("|")[1], f"{name}: a row of the table, with the name that is on the node"
+        if is_ksamplers(node, name):
+            sampler = {"en": "as in KSampler", "zh": "与 K采样器相同"}[language]
+            assert sampler in described[text["name"]].line, name
+            continue
+        assert described[name].label == text["name"], f"{name}: with the name that is on the node"
         for choice, label in text.get("options", {}).items():
-            assert f"*{choice}*" in row and label in row, f"{name}: {choice}"
-    for text in words["outputs"].values():
-        assert any(line.startswith(f"| `{text['name']}`") for line in rows), text["name"]
-    headings = [line for line in page.splitlines() if line.startswith("## ")]
-    assert len(headings) >= 4, "a recipe, inputs, outputs, what to do when it looks wrong"
+            assert f"*{choice}*" in described[name].line and label in described[name].line, f"{name}: {choice}"
+    outputs = {text["name"] for text in words["outputs"].values()}
+    inputs = {text["name"] if is_ksamplers(node, name) else name for name, text in words["inputs"].items()}
+    assert set(described) == inputs | outputs, "everything on the node, and nothing that is not"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("node", SCHEMAS)
+def test_help_is_a_recipe_lists_and_what_to_do_when_it_looks_wrong(node: str, language: str):
+    lines = help_of(node, language).splitlines()
+    wanted = {
+        "en": ["Recipe", "Inputs", "Outputs", "When it looks wrong", "For experts"],
+        "zh": ["用法", "输入", "输出", "结果不对时", "供专家参考"],
+    }[language]
+    headings = [line.removeprefix("## ") for line in lines if line.startswith("#")][1:]
+    assert headings in (wanted, wanted[:-1])
+    assert not [line for line in lines if line.startswith("|")], "a table is wider than the panel of the help"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("node", SCHEMAS)
 def test_help_states_the_defaults_of_the_schema(node: str, language: str):
-    rows = help_of(node, language).splitlines()
+    described = entries(help_of(node, language))
     for name, options in inputs_of(node):
-        (row,) = [line for line in rows if line.startswith(f"| `{name}`")]
-        if "default" in options:
-            assert row.split("|")[2].strip() == in_words(options["default"], language), row
+        if not is_ksamplers(node, name):
+            default = in_words(options["default"], language) if "default" in options else ""
+            assert described[name].default == default, name
 
 
 def in_words(default: Any, language: str) -> str:

@@ -15,7 +15,7 @@ from ertacache.erta import notes
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("erta", "comfy_erta", "nodes")
 LONGEST_FUNCTION, LONGEST_FILE, LONGEST_OF_DEMO = 60, 400, 600
-MOST_LINES = 6500  # of the pack's Python; a feature that nobody needs goes away
+MOST_LINES = 7000  # of the pack's Python; a feature that nobody needs goes away
 
 # Top-level modules of ComfyUI itself.
 COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "execution", "folder_paths"}

@@ -198,7 +198,7 @@ def test_a_run_begins_with_what_is_planned_and_goes_on_with_what_was_done(bench:
 def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
     for shown in profiled.values():
         json.dumps(shown, allow_nan=False)
-    assert f"{STEPS // 2} of {STEPS} model calls computed" in profiled["sampler"]["text"][0]
+    assert f"{STEPS // 2} of {STEPS} steps computed" in profiled["sampler"]["text"][0]
     assert "profile mine" in profiled["profile"]["text"][0]
     assert "the response to errors was measured" in profiled["profile"]["text"][0]
     assert codes(report(profiled, "profile")) == ["error_response_measured", "runs_recorded"]
@@ -389,7 +389,10 @@ def test_the_timestep_adjuster_needs_a_cache_with_a_profile(bench: Bench, patche
 
 def test_another_models_profile_is_refused_with_the_remedy(make_bench: Callable[[], Bench], profiled: dict[str, Any]):
     other = make_bench()
-    with pytest.raises(WorkflowError, match=r"weights: the profile was measured on .*Record a new profile"):
+    with pytest.raises(
+        WorkflowError,
+        match=r"made with another model file or weight type\. Disconnect it, or record a new one",
+    ):
         other.run(profile=node("ERTALoadProfile", name="mine"), sampler=cached(profile=["profile", 0]), save=save())
 
 

@@ -14,6 +14,9 @@ from ertacache.demo.server import ComfyServer
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
 
+SIDE_BAR = (274, 900)  # points: ComfyUI's side bar on a small screen
+SCREENS = 4  # and no page is longer than so many of them
+
 # Older front ends load a language after the words of the packs, and over them.
 KEEPS_WORDS = (1, 35)
 
@@ -44,6 +47,13 @@ SHOWN = """(title) => {
   const heading = page?.querySelector("h1");
   const pictures = [...(page?.querySelectorAll("img") ?? [])];
   return heading?.textContent === title && pictures.length && pictures.every((one) => one.naturalWidth > 0);
+}"""
+
+# The help in a side bar of so many points: how wide its content is, and how tall.
+NARROWED = """(width) => {
+  const page = document.querySelector(".node-help-content");
+  Object.assign(page.style, { boxSizing: "border-box", width: `${width}px`, flex: "none" });
+  return [page.clientWidth, page.scrollWidth, page.scrollHeight];
 }"""
 
 WORDS = """() => {
@@ -85,6 +95,9 @@ def test_the_help_of_each_node_is_shown_with_its_picture(reading: tuple[Any, str
         shown = tab.page.locator(".node-help-content").first.inner_text()
         labels = [one["name"] for part in ("inputs", "outputs") for one in translated[part].values()]
         assert [label for label in labels if label not in shown] == [], node
+        width, needed, height = tab.evaluate(NARROWED, SIDE_BAR[0])
+        assert width == SIDE_BAR[0] and needed <= width, f"{node}: something is cut off at the right"
+        assert height <= SCREENS * SIDE_BAR[1], f"{node}: {height / SIDE_BAR[1]:.1f} screens"
     ours = [url.split("/docs/")[1] for url in refused if "/extensions/" in url]
     # The front end asks for English by its name first, and then for the page without a language.
     assert ours == ([f"{node}/en.md" for node in words("en")] if language == "en" else [])
