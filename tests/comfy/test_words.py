@@ -144,7 +144,7 @@ def test_a_translation_has_the_values_of_the_english_text(group: str):
 
 
 def test_no_locale_file_is_one_that_comfyui_does_not_read():
-    known = {"main.json", "nodeDefs.json", "settings.json"}
+    known = {"main.json", "nodeDefs.json", "settings.json", "commands.json"}
     assert {path.name for path in LOCALES.iterdir()} == {"en", "zh"}
     for language in ("en", "zh"):
         assert {path.name for path in (LOCALES / language).iterdir()} == known
