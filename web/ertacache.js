@@ -66,6 +66,7 @@ app.registerExtension({
     listen("ertacache.refused", (detail) =>
       runs.whenShown(detail, () => quietly(() => panelOf(nodeAt(detail.node))?.stopped(detail.words, true))),
     );
+    app.canvas?.canvas?.addEventListener("litegraph:set-graph", () => refreshAll());
     listen("execution_interrupted", () => stopAll(translate("Cancelled.")));
     listen("execution_error", () => stopAll(translate("Stopped by an error.")));
     const hear = (/** @type {Run} */ run, /** @type {string} */ node, /** @type {Output} */ output) =>
@@ -102,6 +103,7 @@ app.registerExtension({
       else panel?.refresh();
       panel?.takePlace();
     }
+    refreshAll();
   },
 
   /** Outputs come back from ComfyUI's own memory of them, with a workflow. @param {Record<string, Output>} outputs */
@@ -149,6 +151,7 @@ function ran(node, output) {
     panel.show(output);
     fills.get(node)?.(output.erta?.[output.erta.length - 1]?.plan);
   });
+  refreshAll(); // others may tell of it
   remember(node, { output, ran: panel.ran });
   if (isOn(TOASTS)) for (const note of news) toast("warn", noteText(note));
 }

@@ -20,7 +20,7 @@ import { app } from "../../scripts/app.js";
  * @property {any} graph
  * @property {any} [subgraph]
  * @property {Widget[]} [widgets]
- * @property {{ name: string, link: number | null, widget?: { name: string } }[]} [inputs]
+ * @property {{ name: string, type?: unknown, link: number | null, widget?: { name: string } }[]} [inputs]
  * @property {(slot: number) => Node | null} getInputNode
  * @property {[number, number]} size
  * @property {{ collapsed?: boolean }} flags

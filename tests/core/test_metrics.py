@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ertacache.erta.metrics import PSNR_MAX, frame_psnr, psnr, ssim
+from ertacache.erta.metrics import PSNR_MAX, frame_psnr, psnr, relative_error, ssim
 
 
 def pair(*shape: int, noise: float = 0.1, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,3 +81,10 @@ def test_a_frame_smaller_than_the_window_is_seen_whole_by_the_largest_odd_one():
         luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
         scores.append(luminance * (2 * covariance + 9e-4) / (var_a + var_b + 9e-4))
     assert ssim(x, y, 1.0).item() == pytest.approx(torch.stack(scores).mean().item(), abs=1e-12)
+
+
+def test_the_relative_error_is_that_of_all_values_together():
+    """Errors of 3 and 4 on values of 10 and 0: the root of 25 / 100."""
+    reference, candidate = torch.tensor([[10.0], [0.0]]), torch.tensor([[13.0], [4.0]])
+    assert relative_error(reference, candidate) == pytest.approx(0.5)
+    assert relative_error(reference.half(), reference.half()) == 0.0
