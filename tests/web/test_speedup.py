@@ -98,8 +98,7 @@ def back(tab: Any) -> list[str]:
 
 
 def wiring(tab: Any) -> dict[str, list[str]]:
-  const ours = /ERTA|KSampler/;
-  return app.collectNodeMenuItems(node).map((item) => item?.content).filter((words) => ours.test(words));
+    """By title and input of what is linked in the prompt: the titles of where it comes from, in order."""
     prompt = tab.evaluate(PROMPT)
     found: dict[str, list[str]] = {}
     for node in prompt.values():
