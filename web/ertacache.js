@@ -9,6 +9,7 @@ import { recall, remember } from "./memory.js";
 import { hasPanel, Panel, panelOf, refreshAll } from "./panel.js";
 import { profileButtons, profileMenu, toast } from "./profiles.js";
 import { Runs } from "./runs.js";
+import { canvasItems, commands, menuCommands, nodeItems, toolboxCommands } from "./speedup_menu.js";
 import { loadWords, noteText, translate } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
@@ -43,6 +44,9 @@ app.registerExtension({
       category: ["ERTACache", "Nodes", "Toasts"],
     },
   ],
+
+  commands,
+  menuCommands,
 
   init() {
     document.head.append(html("link", { rel: "stylesheet", href: new URL("./ertacache.css", import.meta.url) }));
@@ -113,8 +117,11 @@ app.registerExtension({
 
   /** @param {Node} node */
   getNodeMenuItems(node) {
-    return node.comfyClass === "ERTALoadProfile" ? profileMenu(node) : [];
+    return node.comfyClass === "ERTALoadProfile" ? profileMenu(node) : nodeItems(node);
   },
+
+  getCanvasMenuItems: canvasItems,
+  getSelectionToolboxCommands: toolboxCommands,
 });
 
 /** @param {string} id */

@@ -83,6 +83,48 @@ export function after(owner, name, more) {
   };
 }
 
+/** @param {any} graph the id of a subgraph, or null for the main graph @param {any} id @returns {Node | undefined} */
+export function liveNode(graph, id) {
+  const root = rootGraph();
+  return (graph === null ? root : root.subgraphs?.get(graph))?.getNodeById(id) ?? undefined;
+}
+
+/** @param {{ widgets?: Widget[] }} node @returns {Record<string, any>} by name */
+export function valuesOf({ widgets = [] }) {
+  return Object.fromEntries(widgets.map((widget) => [widget.name, widget.value]));
+}
+
+/** A node as it is saved, for a graph to load. @param {string} type @param {Record<string, any>} values of its widgets @returns {any} */
+export function newNode(type, values = {}) {
+  const made = /** @type {any} */ (globalThis).LiteGraph.createNode(type);
+  for (const widget of made.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
+  const saved = JSON.parse(JSON.stringify(made.serialize()));
+  made.onRemoved?.(); // it was only a pattern: its elements go away
+  return saved;
+}
+
+/** @param {Node} node */
+const placeOf = (node) => `${node.graph?.id}/${node.id}`;
+
+/** Of all widgets of all nodes, for `restoreValues`. */
+export function valuesByNode() {
+  return new Map(allNodes().map((node) => [placeOf(node), valuesOf(node)]));
+}
+
+/**
+ * After the workflow was loaded again. Front end 1.32.9 gives widgets that a subgraph shows each other's values then.
+ * @param {Map<string, Record<string, any>>} values
+ */
+export function restoreValues(values) {
+  for (const node of allNodes()) {
+    for (const widget of node.widgets ?? []) {
+      const value = values.get(placeOf(node))?.[widget.name];
+      const plain = ["string", "number", "boolean"].includes(typeof value);
+      if (plain && widget.serialize !== false && widget.value !== value) widget.value = value;
+    }
+  }
+}
+
 /**
  * Changes the graph without a step of undo: what a run fills in is no act of the user's. Not while a workflow is loaded.
  * @param {() => void} change
