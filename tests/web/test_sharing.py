@@ -203,11 +203,11 @@ def test_the_folders_name_does_not_matter(strangers_tab: Any, planned: dict[str,
     strangers_tab.drop("planned.json", planned)
     code = """() => ({
       sheets: [...document.styleSheets].map((sheet) => sheet.href ?? "").filter((href) => href.includes("ertacache")),
-      display: getComputedStyle(document.querySelector(".erta-panel")).display,
+      corners: getComputedStyle(document.querySelector(".erta-panel")).borderRadius,
     })"""
     found = strangers_tab.evaluate(code)
     assert [href.split("/extensions/")[1] for href in found["sheets"]] == ["ComfyUI-ERTACache/ertacache.css"]
-    assert found["display"] == "flex", "the sheet is in force"
+    assert found["corners"] == "6px", "the sheet is in force"
 
 
 @pytest.mark.parametrize("strangers_tab", [True], ids=["vue"], indirect=True)
