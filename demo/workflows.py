@@ -128,7 +128,8 @@ def is_widget(kind: Any, options: Mapping[str, Any]) -> bool:
 def _control_widgets(name: str, kind: Any, options: Mapping[str, Any]) -> int:
     """How many "control after generate" values follow in the list: for a combo there is a filter as well."""
     if kind == "INT":
-        return int(options.get("control_after_generate", name in ("seed", "noise_seed")))
+        # Newer declarations name the control's first value instead of saying true.
+        return int(bool(options.get("control_after_generate", name in ("seed", "noise_seed"))))
     is_combo = isinstance(kind, list) or kind == "COMBO"
     return 2 if is_combo and options.get("control_after_generate") else 0
 
