@@ -195,7 +195,7 @@ def wan22(name: str, kind: str) -> Example:
     )
     settings = f"{SETTINGS}, in both groups."
     return Example(
-        f"Wan2.2 {kind.upper()}, two experts", boxes, PATCH_KNOB, more, settings, note_height=580, bypassed=FOUR
+        f"Wan2.2 {kind.upper()}, two experts", boxes, PATCH_KNOB, more, settings, note_height=700, bypassed=FOUR
     )
 
 
@@ -214,7 +214,7 @@ def wan22_mixed(name: str, kind: str) -> Example:
         "Each expert has the settings of ComfyUI's own template: the first those without LoRA, the second those with."
     )
     title = f"Wan2.2 {kind.upper()}, LoRA for low noise only"
-    return Example(title, boxes, PATCH_KNOB, more, settings, note_height=540)
+    return Example(title, boxes, PATCH_KNOB, more, settings, note_height=620)
 
 
 def measure(name: str) -> Example:
@@ -267,7 +267,7 @@ def measure(name: str) -> Example:
         "Another model of yours can be measured in the same way: change the loaders, sizes and settings."
     )
     settings = f"{SETTINGS}; only the last render has half of the steps."
-    return Example("Measure on your machine: Wan2.1 1.3B", boxes, knob, more, settings, note_height=560)
+    return Example("Measure on your machine: Wan2.1 1.3B", boxes, knob, more, settings, note_height=640)
 
 
 def measured_way(group: str, steps: int, speed: float, common: Mapping[str, Any]) -> list[Box]:
