@@ -91,7 +91,7 @@ HEIGHTS = {
     "ERTADemoEmptyLatent": 90,
     "ERTADemoPrompt": 140,
     "ERTAProfile": 700,
-    "EasyCache": 156,
+    "EasyCache": 190,
     "EmptyFlux2LatentImage": 126,
     "EmptyHunyuanLatentVideo": 156,
     "EmptyHunyuanVideo15Latent": 156,
