@@ -24,12 +24,19 @@ class WorkflowFormatError(ValueError):
 def ui_to_api(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> API:
     """Convert UI format to API format. `object_info` is the server's description of its node types, by id.
 
-    Subgraphs, reroutes, muted and bypassed nodes are refused rather than guessed at.
+    Muted and bypassed nodes are left out. Subgraphs, reroutes and what hangs on a node that is left out are refused
+    rather than guessed at.
     """
     sources = dict(_links(workflow.get("links", [])))
-    return {
-        str(node["id"]): _convert(node, object_info, sources) for node in workflow["nodes"] if node["type"] not in NOTES
-    }
+    nodes = [node for node in workflow["nodes"] if node["type"] not in NOTES]
+    left_out = {str(node["id"]) for node in nodes if node.get("mode", ALWAYS) != ALWAYS}
+    api = {str(node["id"]): _convert(node, object_info, sources) for node in nodes if str(node["id"]) not in left_out}
+    for number, node in api.items():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in left_out:
+                label = f"node {number} ({node['class_type']})"
+                raise WorkflowFormatError(f"{label}: input {name!r} comes from a node that is muted or bypassed.")
+    return api
 
 
 def set_input(api: API, node: str, name: str, value: Any) -> None:
@@ -62,8 +69,6 @@ def _convert(
     label = f"node {node['id']} ({node['type']})"
     if node["type"] not in object_info:
         raise WorkflowFormatError(f"{label}: the server has no such node type. Is its pack loaded?")
-    if node.get("mode", ALWAYS) != ALWAYS:
-        raise WorkflowFormatError(f"{label} is muted or bypassed, which is not supported here. Delete or enable it.")
     info = object_info[node["type"]]
     inputs = dict(_widget_inputs(label, declared_inputs(info), node.get("widgets_values") or []))
     for socket in node.get("inputs", []):
@@ -123,7 +128,8 @@ def is_widget(kind: Any, options: Mapping[str, Any]) -> bool:
 def _control_widgets(name: str, kind: Any, options: Mapping[str, Any]) -> int:
     """How many "control after generate" values follow in the list: for a combo there is a filter as well."""
     if kind == "INT":
-        return int(options.get("control_after_generate", name in ("seed", "noise_seed")))
+        # Newer declarations name the control's first value instead of saying true.
+        return int(bool(options.get("control_after_generate", name in ("seed", "noise_seed"))))
     is_combo = isinstance(kind, list) or kind == "COMBO"
     return 2 if is_combo and options.get("control_after_generate") else 0
 

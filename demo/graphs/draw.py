@@ -14,22 +14,31 @@ from typing import Any
 from ..workflows import declared_inputs, is_widget
 
 SPACE, TITLE = 30, 30  # between nodes, and the height of a node's title bar
+ALWAYS, BYPASSED = 0, 4  # how ComfyUI counts the modes of a node
 
 
 @dataclass(frozen=True)
 class Column:
-    """A group, and the column of nodes in it."""
+    """A group, and the lanes of nodes in it, each of this width. Nodes of a bypassed one do not run."""
 
     title: str
     left: int
     width: int
+    lanes: int = 1
+    bypassed: bool = False
+
+    @property
+    def whole(self) -> int:
+        """The width of all its lanes."""
+        return self.lanes * (self.width + SPACE) - SPACE
 
 
 @dataclass(frozen=True)
 class Box:
     """A node: `inputs` holds values by name, and (title of another box, its output) for links.
 
-    `after_run` is what happens to its seed, if it has one; `properties` go into the file as they are.
+    `after_run` is what happens to its seed, if it has one; `properties` go into the file as they are. `lane`: in which
+    lane of its group it stands.
     """
 
     group: str
@@ -39,6 +48,7 @@ class Box:
     inputs: dict[str, Any] = field(default_factory=dict)
     after_run: str = "fixed"
     properties: dict[str, Any] = field(default_factory=dict)
+    lane: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,26 +64,28 @@ class Words:
 def workflow(
     columns: Sequence[Column], boxes: Sequence[Box], words: Words, object_info: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One file's content in ComfyUI's UI format: the boxes below each other in their columns, the note last."""
+    """One file's content in ComfyUI's UI format: the boxes below each other in their lanes, the note last."""
     ids = {box.title: number for number, box in enumerate(boxes, start=1)}
     at = {column.title: column for column in columns}
-    tops = dict.fromkeys(at, 0)
+    tops = {(column.title, lane): 0 for column in columns for lane in range(column.lanes)}
     links: list[list[Any]] = []
     nodes = []
     for box in boxes:
-        frame = _frame(ids[box.title], box.type, box.title, at[box.group], tops[box.group], box.height)
+        frame = _frame(ids[box.title], box.type, box.title, at[box.group], tops[box.group, box.lane], box.height)
+        frame["pos"][0] += box.lane * (at[box.group].width + SPACE)
         nodes.append(_node(box, frame, object_info[box.type], ids, links))
-        tops[box.group] += box.height + TITLE + SPACE
+        tops[box.group, box.lane] += box.height + TITLE + SPACE
     for _, source, slot, *_ in links:
         nodes[source - 1]["outputs"][slot]["links"] = [link[0] for link in links if link[1:3] == [source, slot]]
-    nodes.append(_note(words, len(nodes) + 1, at[words.group], tops[words.group]))
-    tops[words.group] += words.height + TITLE + SPACE
+    nodes.append(_note(words, len(nodes) + 1, at[words.group], tops[words.group, 0]))
+    tops[words.group, 0] += words.height + TITLE + SPACE
+    bottoms = {title: max(top for (group, _), top in tops.items() if group == title) for title in at}
     return {
         "last_node_id": len(nodes),
         "last_link_id": len(links),
         "nodes": nodes,
         "links": links,
-        "groups": [_group(number, column, tops[column.title]) for number, column in enumerate(columns, start=1)],
+        "groups": [_group(number, column, bottoms[column.title]) for number, column in enumerate(columns, start=1)],
         "config": {},
         "extra": {},
         "version": 0.4,
@@ -94,7 +106,7 @@ def _frame(number: int, kind: str, title: str, column: Column, top: int, height:
         "size": size,
         "flags": {},
         "order": number - 1,
-        "mode": 0,
+        "mode": BYPASSED if column.bypassed else ALWAYS,
         "title": title,
     }
 
@@ -161,7 +173,7 @@ def _note(words: Words, number: int, column: Column, top: int) -> dict[str, Any]
 
 
 def _group(number: int, column: Column, bottom: int) -> dict[str, Any]:
-    bounding = [column.left - 15, -TITLE - 45, column.width + 30, bottom + 45]
+    bounding = [column.left - 15, -TITLE - 45, column.whole + 30, bottom + 45]
     return {
         "id": number,
         "title": column.title,

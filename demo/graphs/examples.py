@@ -1,17 +1,17 @@
 """Draws example_workflows/, which ComfyUI lists among its templates: python -m demo.graphs.examples
 
 One file for each model that the pack is most likely to be used with, by the file names and settings of ComfyUI's own
-templates. `python -m demo.graphs.thumbnails` then takes their pictures in a browser. Both are to be run again when an
-input or the pack's version changes. Like the demo's workflows they are drawn with the oldest ComfyUI that the pack runs
-on; newer ones read the same files.
+templates, and one that measures what the pack is worth on a machine. `python -m demo.graphs.thumbnails` then takes
+their pictures in a browser. Both are to be run again when an input or the pack's version changes. Like the demo's
+workflows they are drawn with the oldest ComfyUI that the pack runs on; newer ones read the same files. Nodes that it
+lacks are drawn as newer.json has them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from ..comfyui import ROOT
 from ..server import ComfyServer
 from . import draw, make
 from .draw import Box, Column, Words, text
+from .example import FEW_STEPS, NOT_RENDERED, PATCH_KNOB, SAMPLER_KNOB, WITHOUT_LORA, Example
 from .parts import (
     CACHE,
     FILES,
     MODELS,
+    NEWER,
     PICTURE,
     PROMPT,
     RESULT,
@@ -34,165 +36,13 @@ from .parts import (
     saved_video,
     shifted,
     size,
-    start_picture,
     video,
-    wan_companions,
-    wan_loaders,
 )
+from .wan import measure, wan21_i2v, wan21_t2v, wan21_vace, wan22, wan22_mixed
 
 FOLDER = ROOT / "example_workflows"
-HIGH, LOW = "High noise: the first half", "Low noise: the second half"
 WIDTHS = {MODELS: 440, PROMPT: 380}
 WIDTH, BETWEEN = 340, 80
-
-SETTINGS = "Sampler, steps, guidance, shift and size are those of ComfyUI's own template"
-WITHOUT_LORA = f"{SETTINGS} with its few-step LoRA off: with it there is nothing left to reuse."
-NOT_RENDERED = "*Checked for structure with ComfyUI, not rendered: the weights were not at hand.*"
-SAMPLER_KNOB = (
-    "**The knob is speed**, in ERTA Cached Sampler, which otherwise is KSampler: 1 computes every step, 2 half of "
-    "them. The first render with a model is a full one and measures it; from the second on it is fast. The line below "
-    "the knob says how many steps will be computed and which error to expect."
-)
-PATCH_KNOB = (
-    "**The knob is speed**, in ERTA Cache, the last node on the way of a model to its sampler: 1 computes every "
-    "step, 2 half of them. The first render with a model is a full one and measures it; from the second on it is fast. "
-    "The line below the knob says how many steps will be computed and which error to expect."
-)
-FEW_STEPS = "Few steps leave little to reuse: where motion or detail suffers, try speed 1.5, or more steps."
-
-
-@dataclass(frozen=True)
-class Example:
-    """One file: its boxes, and what its note says before and after the list of model files."""
-
-    title: str
-    boxes: Sequence[Box]
-    knob: str
-    more: str
-    settings: str = f"{SETTINGS}."
-    rendered: bool = False
-    note_height: int = 460
-
-
-def wan21_t2v(name: str, title: str, model: str, prompt: str) -> Example:
-    boxes = [
-        *wan_loaders(model),
-        *prompts(prompt),
-        size(832, 480, 33),
-        shifted(8.0),
-        cached_sampler(30, 6.0, "uni_pc"),
-        *video(name, "ERTA Cached Sampler"),
-    ]
-    more = "33 frames are two seconds; 81 are what the model was made for."
-    return Example(title, boxes, SAMPLER_KNOB, more)
-
-
-def wan21_i2v(name: str) -> Example:
-    prompt = "The picture comes to life: wind moves hair, cloth and leaves, the camera comes slowly closer"
-    boxes = [
-        *wan_loaders("wan2.1_i2v_480p_14B_fp16.safetensors"),
-        box(MODELS, "CLIP vision", "CLIPVisionLoader", clip_name="clip_vision_h.safetensors"),
-        *prompts(prompt),
-        *start_picture(33, 512, seen=True),
-        shifted(8.0),
-        cached_sampler(20, 6.0, "uni_pc", "Start from the picture"),
-        *video(name, "ERTA Cached Sampler"),
-    ]
-    return Example("Wan2.1 I2V 480p", boxes, SAMPLER_KNOB, f"Choose your own first frame. {FEW_STEPS}")
-
-
-def wan21_vace(name: str) -> Example:
-    prompt = "The figure of the reference picture walks through a market street in warm evening light"
-    boxes = [
-        *wan_loaders("wan2.1_vace_14B_fp16.safetensors", "umt5_xxl_fp16.safetensors"),
-        *prompts(prompt),
-        box(PROMPT, "Reference", "LoadImage", image=PICTURE),
-        box(
-            PROMPT,
-            "Reference and size",
-            "WanVaceToVideo",
-            positive=("Prompt", 0),
-            negative=("Negative prompt", 0),
-            vae=("VAE", 0),
-            width=768,
-            height=768,
-            length=81,
-            batch_size=1,
-            strength=1.0,
-            reference_image=("Reference", 0),
-        ),
-        shifted(8.0),
-        cached_sampler(20, 6.0, "uni_pc", "Reference and size"),
-        box(
-            RESULT,
-            "Cut off the reference",
-            "TrimVideoLatent",
-            samples=("ERTA Cached Sampler", 0),
-            trim_amount=("Reference and size", 3),
-        ),
-        *video(name, "Cut off the reference"),
-    ]
-    more = (
-        f"Choose your own reference, or connect control_video and control_masks for other kinds of control. {FEW_STEPS}"
-    )
-    return Example("Wan2.1 VACE", boxes, SAMPLER_KNOB, more, WITHOUT_LORA)
-
-
-def expert(group: str, model: str, **sampling: Any) -> list[Box]:
-    """One of the two experts of Wan2.2: its shift, its cache, its sampler."""
-    which = group.partition(":")[0]
-    return [
-        box(group, f"Shift, {which.lower()}", "ModelSamplingSD3", model=(model, 0), shift=5.0),
-        box(group, f"ERTA Cache, {which.lower()}", "ERTACache", model=(f"Shift, {which.lower()}", 0), speed=2.0),
-        box(
-            group,
-            f"Sampler, {which.lower()}",
-            "KSamplerAdvanced",
-            model=(f"ERTA Cache, {which.lower()}", 0),
-            steps=20,
-            cfg=3.5,
-            sampler_name="euler",
-            scheduler="simple",
-            **sampling,
-        ),
-    ]
-
-
-def both_experts(conditioning: Mapping[str, Any], latent: tuple[str, int]) -> list[Box]:
-    first = {"add_noise": "enable", "noise_seed": 1, "start_at_step": 0, "end_at_step": 10}
-    second = {"add_noise": "disable", "noise_seed": 0, "start_at_step": 10, "end_at_step": 10000}
-    first |= {"latent_image": latent, "return_with_leftover_noise": "enable", "after_run": "randomize"}
-    second |= {"latent_image": ("Sampler, high noise", 0), "return_with_leftover_noise": "disable"}
-    return [
-        *expert(HIGH, "High-noise model", **conditioning, **first),
-        *expert(LOW, "Low-noise model", **conditioning, **second, after_run="fixed"),
-    ]
-
-
-def wan22(name: str, kind: str) -> Example:
-    """Two experts, one for each half of the steps; the second goes on where the first stopped."""
-    pictured = kind == "i2v"
-    source = "Start from the picture"
-    boxes = [
-        box(MODELS, "High-noise model", "UNETLoader", unet_name=f"wan2.2_{kind}_high_noise_14B_fp8_scaled.safetensors"),
-        box(MODELS, "Low-noise model", "UNETLoader", unet_name=f"wan2.2_{kind}_low_noise_14B_fp8_scaled.safetensors"),
-        *wan_companions(),
-    ]
-    if pictured:
-        boxes += prompts("The picture comes to life: wind moves hair and cloth, the camera circles slowly")
-        boxes += start_picture(81, 640)
-        conditioning, latent = {"positive": (source, 0), "negative": (source, 1)}, (source, 2)
-    else:
-        boxes += prompts("A paper boat drifts down a rain-wet street at night, neon signs mirrored in the water")
-        boxes.append(size(640, 640, 81))
-        conditioning, latent = {"positive": ("Prompt", 0), "negative": ("Negative prompt", 0)}, ("Size", 0)
-    boxes += both_experts(conditioning, latent)
-    boxes += video(name, "Sampler, low noise")
-    more = (
-        "Each expert has an ERTA Cache of its own, so each is measured and planned for itself. "
-        f"{'Choose your own first frame. ' if pictured else ''}{FEW_STEPS}"
-    )
-    return Example(f"Wan2.2 {kind.upper()}, two experts", boxes, PATCH_KNOB, more, WITHOUT_LORA, note_height=530)
 
 
 def flux(name: str) -> Example:
@@ -239,20 +89,8 @@ def hunyuan_video(name: str) -> Example:
         size(848, 480, 73),
         shifted(7.0, group=CACHE),
         box(CACHE, "ERTA Cache", "ERTACache", model=("Shift", 0), speed=2.0),
-        box(SAMPLING, "Noise", "RandomNoise", noise_seed=1),
         box(SAMPLING, "Guider", "BasicGuider", model=("ERTA Cache", 0), conditioning=("Guidance", 0)),
-        box(SAMPLING, "Sampler", "KSamplerSelect", sampler_name="euler"),
-        box(SAMPLING, "Steps", "BasicScheduler", model=("Shift", 0), scheduler="simple", steps=20, denoise=1.0),
-        box(
-            SAMPLING,
-            "Sample",
-            "SamplerCustomAdvanced",
-            noise=("Noise", 0),
-            guider=("Guider", 0),
-            sampler=("Sampler", 0),
-            sigmas=("Steps", 0),
-            latent_image=("Size", 0),
-        ),
+        *custom_sampling("euler", ("Size", 0), scheduled("Shift")),
         box(
             RESULT,
             "Decode",
@@ -267,6 +105,115 @@ def hunyuan_video(name: str) -> Example:
         *saved_video(name, 24.0),
     ]
     return Example("HunyuanVideo", boxes, PATCH_KNOB, FEW_STEPS)
+
+
+def hunyuan_video15(name: str) -> Example:
+    prompt = "A wooden toy train crosses a kitchen table between cups, steam from a kettle, the camera rides along"
+    boxes = [
+        box(MODELS, "Model", "UNETLoader", unet_name="hunyuanvideo1.5_720p_t2v_fp16.safetensors"),
+        box(
+            MODELS,
+            "Text encoder",
+            "DualCLIPLoader",
+            clip_name1="qwen_2.5_vl_7b_fp8_scaled.safetensors",
+            clip_name2="byt5_small_glyphxl_fp16.safetensors",
+            type="hunyuan_video_15",
+        ),
+        box(MODELS, "VAE", "VAELoader", vae_name="hunyuanvideo15_vae_fp16.safetensors"),
+        *prompts(prompt, ""),
+        box(PROMPT, "Size", "EmptyHunyuanVideo15Latent", width=1280, height=720, length=121, batch_size=1),
+        shifted(7.0, group=CACHE),
+        box(CACHE, "ERTA Cache", "ERTACache", model=("Shift", 0), speed=2.0),
+        box(
+            SAMPLING,
+            "Guider",
+            "CFGGuider",
+            model=("ERTA Cache", 0),
+            positive=("Prompt", 0),
+            negative=("Negative prompt", 0),
+            cfg=6.0,
+        ),
+        *custom_sampling("euler", ("Size", 0), scheduled("Model")),
+        *video(name, "Sample", 24.0),
+    ]
+    more = f"The template's upscaling to 1080p is left out. {FEW_STEPS}"
+    return Example("HunyuanVideo 1.5 T2V 720p", boxes, PATCH_KNOB, more)
+
+
+def scheduled(model: str) -> Box:
+    """20 steps, as the templates with SamplerCustomAdvanced have them."""
+    return box(SAMPLING, "Steps", "BasicScheduler", model=(model, 0), scheduler="simple", steps=20, denoise=1.0)
+
+
+def custom_sampling(sampler: str, latent: tuple[str, int], steps: Box) -> list[Box]:
+    """SamplerCustomAdvanced and what it wants besides a guider."""
+    sample = {"noise": ("Noise", 0), "guider": ("Guider", 0), "sampler": ("Sampler", 0), "sigmas": (steps.title, 0)}
+    return [
+        box(SAMPLING, "Noise", "RandomNoise", noise_seed=1),
+        box(SAMPLING, "Sampler", "KSamplerSelect", sampler_name=sampler),
+        steps,
+        box(SAMPLING, "Sample", "SamplerCustomAdvanced", latent_image=latent, **sample),
+    ]
+
+
+def minimax_h3(name: str, kind: str) -> Example:
+    """Video and sound from one latent."""
+    pictured = kind == "i2v"
+    prompt = (
+        "The scene of <Picture 1> comes to life: wind moves cloth and leaves, the camera comes closer. Sound: wind"
+        if pictured
+        else "A blacksmith hammers glowing iron in a dark forge, sparks fly, the camera circles him. Sound: hammer on "
+        "anvil, the roar of the fire"
+    )
+    side = {"width": 640, "height": 640} if pictured else {"width": 864, "height": 480}
+    frame = {"first_frame": ("First frame", 0)} if pictured else {}
+    model, text = "minimax_h3_fl2va_pruned_int8_convrot.safetensors", "qwen3vl_32b_minimax_h3_nvfp4_awq.safetensors"
+    boxes = [
+        box(MODELS, "Model", "UNETLoader", unet_name=model),
+        box(MODELS, "Text encoder", "CLIPLoader", clip_name=text, type="minimax"),
+        box(MODELS, "VAE", "VAELoader", vae_name="minimax_h3_video_vae_int8_convrot.safetensors"),
+        box(MODELS, "Sound VAE", "VAELoader", vae_name="minimax_h3_audio_vae_fp32.safetensors"),
+        *([box(PROMPT, "First frame", "LoadImage", image=PICTURE)] if pictured else []),
+        box(
+            PROMPT,
+            "Prompt and size",
+            "MiniMaxH3ImageToVideo",
+            clip=("Text encoder", 0),
+            vae=("VAE", 0),
+            prompt=prompt,
+            **side,
+            length=124,
+            **frame,
+        ),
+        box(CACHE, "ERTA Cache", "ERTACache", model=("Model", 0), speed=2.0),
+        box(SAMPLING, "Guider", "BasicGuider", model=("ERTA Cache", 0), conditioning=("Prompt and size", 0)),
+        *custom_sampling("res_multistep", ("Prompt and size", 1), scheduled("Model")),
+        box(RESULT, "Decode", "VAEDecode", samples=("Sample", 0), vae=("VAE", 0)),
+        box(RESULT, "Decode the sound", "VAEDecodeAudio", samples=("Sample", 0), vae=("Sound VAE", 0)),
+        *saved_video(name, 24.0, audio=("Decode the sound", 0)),
+    ]
+    more = f"{'Choose your own first frame. ' if pictured else ''}Picture and sound are reused together. {FEW_STEPS}"
+    return Example(f"MiniMax H3 {kind.upper()}", boxes, PATCH_KNOB, more, WITHOUT_LORA, needs=NEWER["comfyui"])
+
+
+def flux2(name: str) -> Example:
+    prompt = "A tailor's workshop by a tall window, bolts of blue cloth, brass scissors, soft morning light, photograph"
+    encoder = "mistral_3_small_flux2_bf16.safetensors"
+    steps = box(SAMPLING, "Steps", "Flux2Scheduler", steps=20, width=1024, height=1024)
+    boxes = [
+        box(MODELS, "Model", "UNETLoader", unet_name="flux2_dev_fp8mixed.safetensors"),
+        box(MODELS, "Text encoder", "CLIPLoader", clip_name=encoder, type="flux2"),
+        box(MODELS, "VAE", "VAELoader", vae_name="full_encoder_small_decoder.safetensors"),
+        box(PROMPT, "Prompt", "CLIPTextEncode", text=prompt, clip=("Text encoder", 0)),
+        box(PROMPT, "Guidance", "FluxGuidance", conditioning=("Prompt", 0), guidance=4.0),
+        box(PROMPT, "Size", "EmptyFlux2LatentImage", width=1024, height=1024, batch_size=1),
+        box(CACHE, "ERTA Cache", "ERTACache", model=("Model", 0), speed=2.0),
+        box(SAMPLING, "Guider", "BasicGuider", model=("ERTA Cache", 0), conditioning=("Guidance", 0)),
+        *custom_sampling("euler", ("Size", 0), steps),
+        *image(name, "Sample"),
+    ]
+    more = f"Another size is to be set twice: in Size and in Steps. {FEW_STEPS}"
+    return Example("Flux.2 dev", boxes, PATCH_KNOB, more, WITHOUT_LORA)
 
 
 def qwen_image(name: str) -> Example:
@@ -320,9 +267,16 @@ def examples() -> dict[str, Example]:
         "wan2.1_vace": wan21_vace("wan2.1_vace"),
         "wan2.2_t2v": wan22("wan2.2_t2v", "t2v"),
         "wan2.2_i2v": wan22("wan2.2_i2v", "i2v"),
-        "flux_dev": flux("flux_dev"),
+        "wan2.2_t2v_low_noise_lora": wan22_mixed("wan2.2_t2v_low_noise_lora", "t2v"),
+        "wan2.2_i2v_low_noise_lora": wan22_mixed("wan2.2_i2v_low_noise_lora", "i2v"),
+        "minimax_h3_t2v": minimax_h3("minimax_h3_t2v", "t2v"),
+        "minimax_h3_i2v": minimax_h3("minimax_h3_i2v", "i2v"),
         "hunyuan_video": hunyuan_video("hunyuan_video"),
+        "hunyuan_video_1.5": hunyuan_video15("hunyuan_video_1.5"),
+        "flux_dev": flux("flux_dev"),
+        "flux2_dev": flux2("flux2_dev"),
         "qwen_image": qwen_image("qwen_image"),
+        "measure_on_your_machine": measure("measure_on_your_machine"),
         "demo_tiny_wan": demo_tiny_wan("demo_tiny_wan"),
     }
 
@@ -332,6 +286,8 @@ def note(example: Example) -> str:
     files = [file for drawn in example.boxes for file in drawn.properties.get("models", [])]
     listed = [f"- {file['directory']}: [{file['name']}]({file['url']})" for file in files]
     parts = [f"## {example.title} with ERTACache", example.knob]
+    if example.needs:
+        parts.append(f"It needs ComfyUI {example.needs} or newer.")
     if listed:
         parts += ["**Model files**, in their folders of models:", "\n".join(listed)]
     parts.append(example.more)
@@ -340,20 +296,21 @@ def note(example: Example) -> str:
     return "\n\n".join(parts)
 
 
-def columns(boxes: Sequence[Box]) -> list[Column]:
+def columns(example: Example) -> list[Column]:
     """In the order in which the boxes come, each as wide as its nodes need."""
     left, found = 0, []
+    boxes = example.boxes
     for title in dict.fromkeys(drawn.group for drawn in boxes):
-        width = WIDTHS.get(title, WIDTH)
-        found.append(Column(title, left, width))
-        left += width + BETWEEN
+        lanes = 1 + max(drawn.lane for drawn in boxes if drawn.group == title)
+        found.append(Column(title, left, WIDTHS.get(title, WIDTH), lanes, bypassed=title == example.bypassed))
+        left += found[-1].whole + BETWEEN
     return found
 
 
 def workflow(example: Example, object_info: Mapping[str, Any]) -> dict[str, Any]:
     """One file's content in ComfyUI's UI format."""
     words = Words(MODELS, note(example), example.note_height, "MarkdownNote")
-    return draw.workflow(columns(example.boxes), example.boxes, words, object_info)
+    return draw.workflow(columns(example), example.boxes, words, {**NEWER["nodes"], **object_info})
 
 
 @contextlib.contextmanager

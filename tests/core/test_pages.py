@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -50,3 +51,16 @@ def test_what_the_readme_promises_was_measured():
     measured = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "measured").glob("*.md"))
     numbers = set(re.findall(r"\d+\.\d+", promises))
     assert numbers and numbers <= set(re.findall(r"\d+\.\d+", measured))
+
+
+def test_the_readme_asks_for_measurements_with_a_form_that_takes_them():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (name,) = re.findall(r"issues/new\?template=([\w.]+)\)", readme)
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / name).read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= set(form)
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    needed = [field["id"] for field in fields if field["validations"]["required"]]
+    assert needed == ["card", "versions", "report"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    (workflow,) = re.findall(r"\((example_workflows/[\w.]+\.json)\)", readme)
+    assert Path(workflow).stem in form["body"][0]["attributes"]["value"]

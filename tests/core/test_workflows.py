@@ -116,13 +116,26 @@ def test_a_list_value_is_not_mistaken_for_a_link():
     ("nodes", "words"),
     [
         ([loader(type="Gone")], "no such node type"),
-        ([loader(mode=4)], "muted or bypassed"),
         ([sampler()], "link 7, which does not exist"),
     ],
 )
 def test_what_cannot_be_converted_is_named(nodes: list[Any], words: str):
     with pytest.raises(WorkflowFormatError, match=words):
         ui_to_api({"nodes": nodes, "links": []}, OBJECT_INFO)
+
+
+def test_a_control_of_a_seed_may_be_declared_by_its_first_value():
+    info = {"N": {"input": {"required": {"value": ["INT", {"control_after_generate": "fixed"}], "more": ["INT", {}]}}}}
+    api = ui_to_api({"nodes": [{"id": 1, "type": "N", "widgets_values": [5, "fixed", 6]}], "links": []}, info)
+    assert api["1"]["inputs"] == {"value": 5, "more": 6}
+
+
+@pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])
+def test_muted_and_bypassed_nodes_are_left_out_unless_something_hangs_on_them(mode: int):
+    alone = {"nodes": [loader(), sampler(mode=mode)], "links": [LINK]}
+    assert list(ui_to_api(alone, OBJECT_INFO)) == ["1"]
+    with pytest.raises(WorkflowFormatError, match=r"node 2 \(KSampler\): input 'model' .* muted or bypassed"):
+        ui_to_api({"nodes": [loader(mode=mode), sampler()], "links": [LINK]}, OBJECT_INFO)
 
 
 def test_a_missing_value_without_default_is_named():

@@ -11,7 +11,7 @@ from ertacache.demo.graphs.draw import TITLE
 from ertacache.demo.graphs.examples import stand_ins
 from ertacache.demo.server import ComfyServer
 from ertacache.demo.workflows import declared_inputs, ui_to_api
-from ertacache.tests.server.test_examples import NAMES, read, refused
+from ertacache.tests.server.test_examples import NAMES, missing, read, refused
 
 # Missing nodes get a dialog or a panel, depending on the front end; their types are never registered.
 MISSING = """() => [
@@ -38,6 +38,8 @@ def test_each_example_is_shown_whole_and_asks_for_what_it_says(tab: Any, profile
     """One tab for all of them. A file with a strange node comes last, so that what looks for one is seen to work."""
     object_info, asked = profiled.client.object_info(), {}
     for name in NAMES:
+        if missing(name, object_info):
+            continue  # opened by a newer ComfyUI, which the file's note asks for
         content = read(name)
         tab.drop(f"{name}.json", content)
         tab.page.wait_for_function(f"app.graph.nodes.length === {len(content['nodes'])}")
