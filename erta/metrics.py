@@ -41,6 +41,14 @@ def ssim(reference: Tensor, candidate: Tensor, data_range: float) -> Tensor:
     return torch.stack(frames)
 
 
+def snr(reference: Tensor, candidate: Tensor) -> float:
+    """Signal-to-noise ratio in dB of values of any shape: the reference's power over the error's; PSNR_MAX at most."""
+    signal, other = reference.cpu().double(), candidate.cpu().double()
+    error = (signal - other).square().mean()
+    ratio = 10.0 * torch.log10(signal.square().mean() / error) if error else torch.tensor(PSNR_MAX)
+    return ratio.clamp(-PSNR_MAX, PSNR_MAX).item()
+
+
 def _frame_mse(reference: Tensor, candidate: Tensor) -> Tensor:
     pairs = zip(reference, candidate, strict=True)
     return torch.stack([(x.cpu().double() - y.cpu().double()).square().mean() for x, y in pairs])
