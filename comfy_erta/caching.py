@@ -195,7 +195,7 @@ class Caching:
             return None, (note("carried_other", differs=", ".join(others)),)
         error, plain = problem.prior_error(plan.compute, decided(plan)), self.settings.method(True, False)[0]
         if problem.amplifies(error, plan.compute, plain):
-            return None, (note("carried_refused", reason="errors would grow in it. Clear the plan field"),)
+            return None, (note("carried_refused", reason="errors would grow in it. A new one is made"),)
         return plan, (note("carried"),)
 
     def _belongs_to_others(self, plan: Plan, problem: Problem, here: Measured) -> list[str]:

@@ -1,5 +1,6 @@
-"""The picture of a comparison: the worst frame side by side, and how PSNR runs over the frames."""
+"""The pictures of a comparison: the worst frame with how PSNR runs over the frames, and both clips to play."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 _WIDTH_MIN, _SIDE_MAX = 192, 512  # of one panel
+_PLAYED, _SIDE_PLAYED, _SIDE_ALONE = 49, 320, 1024  # frames to play; longer side of one of them, of a single picture
 _FACTORS = (1000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 _BACK, _INK, _FAINT, _LINE, _MARK = "#17191d", "#e6e6e6", "#5a606b", "#5fb0ff", "#ff6b5e"
 
@@ -43,6 +45,25 @@ def comparison_figure(
     if len(frame_psnr) > 1:
         _plot(draw, (margin, top + tall + margin, width - margin, canvas.height - margin), frame_psnr, font)
     return torch.from_numpy(np.asarray(canvas, dtype=np.float32) / 255.0)[None]
+
+
+def sheets(
+    reference: torch.Tensor, candidate: torch.Tensor, span: tuple[float, float], worst: int
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """IMAGE of two: each clip's frames in rows, and JSON-able where they are. Small whatever comes in: of a long clip
+    some frames and always the worst, large ones reduced, one at a time."""
+    count, side = len(reference), _SIDE_PLAYED if len(reference) > 1 else _SIDE_ALONE
+    frames = sorted({worst, *np.linspace(0, count - 1, min(count, _PLAYED)).round().astype(int).tolist()})
+    scale = min(1.0, side / max(reference.shape[-2:]))
+    height, width = (max(1, round(length * scale)) for length in reference.shape[-2:])
+    columns = math.ceil(math.sqrt(len(frames)))
+    sheet = torch.zeros(2, -(-len(frames) // columns) * height, columns * width, 3)
+    for clip, into in zip((reference, candidate), sheet, strict=True):
+        for n, frame in enumerate(frames):
+            y, x = n // columns * height, n % columns * width
+            small = torch.nn.functional.interpolate(clip[frame][None].float(), (height, width), mode="area")[0]
+            into[y : y + height, x : x + width] = torch.from_numpy(_colours(small, span))
+    return sheet, {"frames": frames, "columns": columns, "width": width, "height": height}
 
 
 def _colours(frame: torch.Tensor, span: tuple[float, float]) -> np.ndarray:

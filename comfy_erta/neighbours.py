@@ -1,7 +1,6 @@
 """What others on the same model do while a run goes on, noticed by what happens and not by their names."""
 
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -23,6 +22,9 @@ _GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_c
 _GUIDANCE += ("sampler_calc_cond_batch_function",)
 
 
+Clock = tuple[float, float]  # of a model call: sigma, and the model's timestep
+
+
 class Memory:
     """Whether guidance remembers earlier model calls, or switches by what it sees there.
 
@@ -35,40 +37,47 @@ class Memory:
     def __init__(self, guider: Any) -> None:
         self.guider, self.doubt = guider, False
         self.looks = 0
-        self.sigma: float | None = None  # of the computed call since the last look
-        self.last: tuple[float | None, dict[str, Any]] = (None, {})
+        self.options = guider.model_options  # each model call comes with a copy
+        self.sampling, self.timestep = guider.model_patcher.get_model_object("model_sampling"), 0.0
+        self.clock: Clock | None = None  # of the computed call since the last look
+        self.last: tuple[Clock | None, dict[str, Any]] = (None, {})
         # The guider's numbers after the last computed call, and those of them that were set in it: wrappers around it
         # lend the guider others.
         self.numbers: dict[str, Any] = {}
         self.set: set[str] = set()
 
-    def begin(self) -> None:
-        """A model call is about to be computed."""
-        self.numbers = dict(_numbers(self.guider))
+    def begin(self, timestep: torch.Tensor, options: dict[str, Any]) -> None:
+        """A model call is about to be computed, with these model options: guidance may keep things there too."""
+        self.options, self.numbers = options, dict(_numbers(self.guider))
+        self.timestep = float(self.sampling.timestep(timestep).reshape(-1)[0])
 
     def computed(self, sigma: float) -> None:
         """It was computed, at sigma."""
         before, self.numbers = self.numbers, dict(_numbers(self.guider))
-        self.sigma, self.set = sigma, {name for name in self.numbers if self.numbers[name] != before.get(name)}
+        self.clock = sigma, self.timestep
+        self.set = {name for name in self.numbers if self.numbers[name] != before.get(name)}
 
     def changed(self, reused: bool) -> str:
         """Before a model call: the name of what the last computed one has changed; "" for nothing."""
-        if (reused and self.looks > 1 and not self.doubt) or (self.looks and self.sigma is None):
+        if (reused and self.looks > 1 and not self.doubt) or (self.looks and self.clock is None):
             return ""
         first, self.looks = not self.looks, self.looks + 1
-        (old_sigma, old), (sigma, kept) = self.last, (self.sigma, self.numbers | dict(_kept(self.guider)))
-        self.last, self.sigma = (sigma, kept), None
-        moved = [name for name in kept if not first and _moved(old.get(name), kept[name], old_sigma, sigma)]
+        (before, old), (now, kept) = self.last, (self.clock, self.numbers | dict(_kept(self.guider, self.options)))
+        self.last, self.clock = (now, kept), None
+        moved = [name for name in kept if not first and _moved(old.get(name), kept[name], before, now)]
         moved = [name for name in moved if name in self.set or name not in self.numbers]
-        self.doubt = old_sigma is None and bool(moved)
+        self.doubt = before is None and bool(moved)
         return moved[0] if moved and not self.doubt else ""
 
 
-def _moved(old: Any, new: Any, old_sigma: float | None, sigma: float | None) -> bool:
-    if old == new or not (isinstance(new, float) and sigma):
+def _moved(old: Any, new: Any, before: Clock | None, now: Clock | None) -> bool:
+    """Whether a value has changed, and not as a clock does: in proportion to sigma, or by what the timestep changed."""
+    if old == new or not (isinstance(new, float) and now):
         return bool(old != new)
-    clock = old * sigma / old_sigma if isinstance(old, float) and old_sigma else sigma
-    return not math.isclose(new, clock, rel_tol=1e-4)
+    if not isinstance(old, float) or before is None:
+        return not math.isclose(new, now[0], rel_tol=1e-4)
+    by_timestep = math.isclose(abs(new - old), abs(now[1] - before[1]), rel_tol=1e-3)
+    return not by_timestep and not math.isclose(new, old * now[0] / before[0], rel_tol=1e-4)
 
 
 def _numbers(guider: Any) -> Iterator[tuple[str, float]]:
@@ -77,11 +86,17 @@ def _numbers(guider: Any) -> Iterator[tuple[str, float]]:
             yield f"{name} of {type(guider).__name__}", _finite(value)
 
 
-def _kept(guider: Any) -> Iterator[tuple[str, Any]]:
-    """What tells apart the tensors that a guider keeps, and the tensors and numbers of the functions of guidance."""
+def _kept(guider: Any, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What tells apart the tensors that a guider keeps, and the tensors and numbers of the functions of guidance.
+
+    options: the model options of the last computed call. Of them the model's own are left out: it may count its steps.
+    """
     for name, value in plain_attributes(guider).items():
         if not isinstance(value, int | float):
             yield from _shown(f"{name} of {type(guider).__name__}", value)
+    for name, value in options.items():
+        if isinstance(value, dict) and name != "transformer_options":
+            yield from _shown(f"{name} in the model's options", value)
     for option in _GUIDANCE:
         functions = guider.model_options.get(option, ())
         for n, function in enumerate(functions if isinstance(functions, list | tuple) else [functions]):
@@ -131,7 +146,7 @@ class Forwards:
         options = guider.model_options.setdefault("transformer_options", {})
         # Traced by torch.compile a count would be compiled anew as it grows, and in a memory graph nothing of ours is
         # to run: then it is kept farther outside.
-        traced = "torch._dynamo" in sys.modules or opens_memory_graph(model)
+        traced = _compiles(guider) or opens_memory_graph(model)
         self.slot = slots[-1] if slots and not traced else None
         kind = WrappersMP.APPLY_MODEL if traced else WrappersMP.DIFFUSION_MODEL
         comfy.patcher_extension.add_wrapper_with_key(kind, KEY, self._forward, options)
@@ -148,6 +163,8 @@ class Forwards:
         return self.forwards < min(self.most, 1) or 2 * self.blocks < self.share * self.forwards
 
     def _forward(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # by a way that is not known
+            return executor(*args, **kwargs)
         self.forwards += 1
         slot = self.slot
         if slot is None:
@@ -170,3 +187,17 @@ class Forwards:
             return original(args) if previous is None else previous(args, {**extra, "original_block": original})
 
         return patch
+
+
+def _compiles(guider: Any) -> bool:
+    """Whether torch.compile is at work on the model or a part of it, now or as soon as it runs.
+
+    That it is loaded says nothing: ComfyUI itself loads it.
+    """
+    wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
+    if any("compile" in str(key) for kind in wrappers.values() for key in kind):
+        return True
+    patcher = guider.model_patcher
+    parts = [*patcher.object_patches.values(), *patcher.model.modules()]
+    held = (getattr(part, "__dict__", {}).get(name) for part in parts for name in ("forward", "_compiled_call_impl"))
+    return any(hasattr(one, "_torchdynamo_orig_callable") for one in (*patcher.object_patches.values(), *held))

@@ -72,7 +72,7 @@ class OutputLevel:
         if self.session.observer is None or self.forwards is None or self.memory is None:
             return executor(*args, **kwargs)
         self.forwards.begin()
-        self.memory.begin()
+        self.memory.begin(args[1], next((one for one in (*args, *kwargs.values()) if isinstance(one, dict)), {}))
         denoised = executor(*args, **kwargs)
         self.memory.computed(self.session.start.sigmas[self.session.call])
         if not (isinstance(denoised, Tensor) and denoised.shape == x.shape):

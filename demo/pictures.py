@@ -130,7 +130,8 @@ class Desk:
         """Pull the node to its least height, or so much more."""
         code = """([type, width, more]) => {
           const node = app.graph.nodes.find((node) => node.type === type);
-          node.setSize([width, node.computeSize()[1] + more]);
+          // Twice: the first may change how the text in it breaks.
+          for (let i = 0; i < 2; i++) node.setSize([width, node.computeSize()[1] + more]);
         }"""
         self.page.evaluate(code, [kind, width, more])
 
@@ -181,6 +182,8 @@ def sampler(browser: Browser, url: str) -> None:
     desk.take(README / "workflow.png", scale=0.8)
     desk.fit("ERTACachedSampler")
     desk.take(HELP / "ERTACachedSampler.png", ["ERTACachedSampler"])
+    desk.add("ERTAOptions", (400, 900), {}, {})
+    desk.take(HELP / "ERTAOptions.png", ["ERTAOptions"])
     desk.add("ERTALoadProfile", (0, 900), {"name": PROFILE}, {})
     desk.queue()
     desk.fit("ERTALoadProfile")
@@ -192,14 +195,15 @@ def compare(browser: Browser, url: str) -> None:
     """The cached render against a full one of the same seed."""
     desk = Desk(browser, url)
     desk.load("planned")
-    same = {"seed": 1, "steps": 50, "cfg": 5.0, "sampler_name": "euler", "scheduler": "simple"}
+    same = {"seed": 1, "steps": 50, "cfg": 5.0, "sampler_name": "euler", "scheduler": "simple", "speed": 1.0}
     links = {"model": ["UNETLoader", 0], "positive": ["Prompt", 0], "latent_image": ["ERTADemoEmptyLatent", 0]}
-    desk.add("KSampler", (800, 1000), same, {**links, "negative": ["Negative (empty)", 0]})
-    desk.add("ERTADemoDecode", (1220, 1000), {"upscale": 4}, {"samples": ["KSampler", 0]}, title="Decode full")
+    links["negative"] = ["Negative (empty)", 0]
+    desk.add("ERTACachedSampler", (800, 1000), same, links, title="Full render")
+    desk.add("ERTADemoDecode", (1220, 1000), {"upscale": 4}, {"samples": ["Full render", 0]}, title="Decode full")
     images = {"reference": ["Decode full", 0], "candidate": ["Decode", 0]}
     desk.add("ERTACompare", (1620, 0), {}, images)
     desk.queue()
-    desk.fit("ERTACompare", 520, 50)
+    desk.fit("ERTACompare", 400)
     desk.take(HELP / "ERTACompare.png", ["ERTACompare"])
     desk.close()
 
@@ -242,6 +246,7 @@ def light(browser: Browser, url: str) -> None:
     desk = Desk(browser, url, vue=True, palette="light")
     desk.load("planned")
     desk.queue()
+    desk.fit("ERTACachedSampler")
     desk.take(README / "nodes2_light.png", ["ERTACachedSampler"])
     desk.close()
 

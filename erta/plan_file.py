@@ -176,7 +176,7 @@ def _check_calls(plan: Plan) -> Plan:
 
 
 def _error(name: str, problem: str) -> PlanError:
-    return PlanError(f"plan field {name}: {problem}. Clear the plan field; it is filled again by the next run")
+    return PlanError(f"plan field {name}: {problem}. A new one is made")
 
 
 def _field(holds: bool, name: str, problem: str) -> None:

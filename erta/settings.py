@@ -39,7 +39,7 @@ class Settings:
     )
     level: str = _setting(
         OUTPUT,
-        "output: reuse after guidance, tiny cache, any model. blocks: the transformer's, some models.",
+        "output: reuses the model's output after guidance, any model. blocks: transformer blocks, some models.",
         options=(OUTPUT, BLOCKS),
     )
     predictor: str = _setting(
@@ -51,7 +51,7 @@ class Settings:
         True, "At each computed step correct the error of the reused ones before it (planned, output level)."
     )
     check: bool = _setting(
-        True, "Compute more steps in a run that turns out unlike the profiled ones (planned, output level)."
+        True, "Computes more steps in a run that is unlike the measured ones (mode planned, level output)."
     )
     timesteps: bool = _setting(False, "The paper's timestep adjustment.")
     threshold: float = _setting(
@@ -59,9 +59,13 @@ class Settings:
         "Paper mode: the published lambda (0.08 for Wan2.1 1.3B). 0 finds it from the speed.",
         **{"low": 0.0, "high": 10.0, "step": 0.01, "round": 0.0001, "most": 1000.0},
     )
-    protect_start: int = _setting(1, "Steps at the start that are computed.", low=1, high=100, least=0, most=1000)
-    protect_end: int = _setting(0, "Steps at the end that are computed.", low=0, high=100, most=1000)
-    preset: tuple[int, ...] = _setting((), "A published list of steps to compute instead of a plan from a profile.")
+    protect_start: int = _setting(
+        1, "Steps at the start that are always computed.", low=1, high=100, least=0, most=1000
+    )
+    protect_end: int = _setting(0, "Steps at the end that are always computed.", low=0, high=100, most=1000)
+    preset: tuple[int, ...] = _setting(
+        (), "A published list of steps to compute instead of a plan. Speed then has no effect."
+    )
     preset_steps: int = 0
 
     def __post_init__(self) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..comfy_erta.figure import comparison_figure
-from ..erta.metrics import PSNR_MAX, frame_psnr, psnr, snr, ssim
+from ..comfy_erta.figure import comparison_figure, sheets
+from ..erta.metrics import PSNR_MAX, frame_psnr, psnr, relative_error, snr, ssim
 from .inputs import CATEGORY
 
 
@@ -48,16 +48,17 @@ class ERTACompare(io.ComfyNode):
     @classmethod
     def execute(cls, reference: Any, candidate: Any) -> io.NodeOutput:
         first, second = frames_of(reference, candidate)
-        span = (0.0, 1.0) if isinstance(reference, torch.Tensor) else _span(first)
-        found = scores(first, second, span[1])
+        is_latent = not isinstance(reference, torch.Tensor)
+        span = _span(first) if is_latent else (0.0, 1.0)
+        found = scores(first, second, span[1]) | {"error": relative_error(first, second) if is_latent else None}
         found["sound_snr"] = sound_snr(reference, candidate)
         found["identical"] &= all(ratio >= PSNR_MAX for ratio in found["sound_snr"])
         worst = found["psnr_worst_frame"] - 1
         figure = comparison_figure(first[worst], second[worst], span, found["frame_psnr"])
-        shown = {key: list(values) for key, values in ui.PreviewImage(figure, cls=cls).as_dict().items()}
-        return io.NodeOutput(
-            found["psnr"], found["ssim"], figure, ui={**shown, "erta": [found], "text": [as_text(found)]}
-        )
+        clips, places = sheets(first, second, span, worst)
+        # Not as "images": ComfyUI would show them below what our panel makes of them, and in its gallery.
+        found["clips"] = {**places, "sheets": ui.PreviewImage(clips, cls=cls).as_dict()["images"]}
+        return io.NodeOutput(found["psnr"], found["ssim"], figure, ui={"erta": [found], "text": [as_text(found)]})
 
 
 def frames_of(reference: Any, candidate: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,6 +114,8 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(
             f"{name.upper()} {whole} (median frame {median}, worst {worst}: frame {found[f'{name}_worst_frame']})"
         )
+    if found["error"] is not None:
+        lines.append(f"error {found['error']:.2%} of the latent")
     lines.append(f"relative to a data range of {found['data_range']:.4g}")
     spectra = "of the latent; for spectra decode both sounds"
     return "\n".join([*lines, *(f"sound: SNR {ratio:.2f} dB {spectra}" for ratio in found["sound_snr"])])

@@ -37,7 +37,7 @@ def ksampler_inputs() -> list[Any]:
         io.Int.Input(
             "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Seed of the noise."
         ),
-        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of the full run that is sped up."),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of a full render; speed saves the time."),
         io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
         io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="Any of ComfyUI's samplers."),
         io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="How the sigmas are spaced."),
@@ -45,7 +45,12 @@ def ksampler_inputs() -> list[Any]:
         io.Conditioning.Input("negative", tooltip="What it should not show."),
         io.Latent.Input("latent_image", tooltip="The latent to denoise, usually an empty one."),
         io.Float.Input(
-            "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="1: from pure noise. Less keeps the latent."
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="1: from pure noise. Less keeps more of the latent.",
         ),
     ]
 
@@ -87,7 +92,7 @@ def cache_inputs() -> list[Any]:
         ProfileType.Input(
             "profile",
             optional=True,
-            tooltip="From ERTA Profile or Load ERTA Profile. Without one, a fitting stored profile is looked for.",
+            tooltip="From ERTA Profile or Load ERTA Profile. Unconnected, a stored profile that fits is used.",
         ),
         options_input(),
         plan,

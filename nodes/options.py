@@ -23,7 +23,8 @@ def option_inputs() -> list[Any]:
             "without_profile",
             options=[RECORD, BUILT_IN],
             default=RECORD,
-            tooltip="No profile fits: render once in full and keep one, or be fast at once without a prediction.",
+            tooltip="When no profile fits. record: render once in full and keep one. "
+            "built-in plan: fast at once, no predicted error.",
         ),
         setting_input("level", (AUTO, OUTPUT, BLOCKS), default=AUTO),
         setting_input("predictor"),

@@ -35,8 +35,8 @@ class ERTAProfile(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Full renders to measure, each with the next seed, and half a one to see how errors grow. "
-                    "More find rare prompts; 4 serve well.",
+                    tooltip="Full renders to measure, each with the next seed, and half of one to see how errors grow. "
+                    "1 is nearly as good as 4.",
                 ),
                 io.String.Input(
                     "name",

@@ -1,5 +1,6 @@
 """ERTA Cached Sampler, ERTA Cache and the Timestep Adjuster."""
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from .view import report_ui
 
 # So newer ComfyUIs send the report again when the latent comes from their cache. An output node would run for nobody.
 _SHOWN_AGAIN = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
+# What people type who look for a cache; a field with a factory, so the class has no such attribute.
+_ALIASES = ["cache", "faster", "speed", "teacache", "easycache", "magcache", "wan"]
+_FOUND_BY = {"search_aliases": _ALIASES} if "search_aliases" in {field.name for field in fields(io.Schema)} else {}
 
 
 class ERTACachedSampler(io.ComfyNode):
@@ -36,6 +40,7 @@ class ERTACachedSampler(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.dynprompt],
             not_idempotent=True,
             **_SHOWN_AGAIN,
+            **_FOUND_BY,
         )
 
     @classmethod
@@ -65,6 +70,7 @@ class ERTACache(io.ComfyNode):
             outputs=[io.Model.Output(display_name="patched model", tooltip="For any sampler or guider node.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.dynprompt],
             not_idempotent=True,
+            **_FOUND_BY,
         )
 
     @classmethod

@@ -48,7 +48,7 @@ export function times(speed) {
 /** @param {number} seconds */
 export function duration(seconds) {
   if (seconds >= 90) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-  return seconds >= 1 ? `${seconds.toFixed(1)} s` : `${Number((1000 * seconds).toPrecision(2))} ms`;
+  return seconds >= 1 ? `${seconds.toFixed(seconds >= 10 ? 0 : 1)} s` : `${Number((1000 * seconds).toPrecision(2))} ms`;
 }
 
 /** 41943040 as "40 MB". @param {number} bytes */

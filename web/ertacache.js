@@ -9,6 +9,7 @@ import { recall, remember } from "./memory.js";
 import { hasPanel, Panel, panelOf, refreshAll } from "./panel.js";
 import { profileButtons, profileMenu, toast } from "./profiles.js";
 import { Runs } from "./runs.js";
+import { canvasItems, commands, menuCommands, nodeItems, toolboxCommands } from "./speedup_menu.js";
 import { loadWords, noteText, translate } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
@@ -44,6 +45,9 @@ app.registerExtension({
     },
   ],
 
+  commands,
+  menuCommands,
+
   init() {
     document.head.append(html("link", { rel: "stylesheet", href: new URL("./ertacache.css", import.meta.url) }));
   },
@@ -62,6 +66,7 @@ app.registerExtension({
     listen("ertacache.refused", (detail) =>
       runs.whenShown(detail, () => quietly(() => panelOf(nodeAt(detail.node))?.stopped(detail.words, true))),
     );
+    app.canvas?.canvas?.addEventListener("litegraph:set-graph", () => refreshAll());
     listen("execution_interrupted", () => stopAll(translate("Cancelled.")));
     listen("execution_error", () => stopAll(translate("Stopped by an error.")));
     const hear = (/** @type {Run} */ run, /** @type {string} */ node, /** @type {Output} */ output) =>
@@ -98,6 +103,7 @@ app.registerExtension({
       else panel?.refresh();
       panel?.takePlace();
     }
+    refreshAll();
   },
 
   /** Outputs come back from ComfyUI's own memory of them, with a workflow. @param {Record<string, Output>} outputs */
@@ -111,8 +117,11 @@ app.registerExtension({
 
   /** @param {Node} node */
   getNodeMenuItems(node) {
-    return node.comfyClass === "ERTALoadProfile" ? profileMenu(node) : [];
+    return node.comfyClass === "ERTALoadProfile" ? profileMenu(node) : nodeItems(node);
   },
+
+  getCanvasMenuItems: canvasItems,
+  getSelectionToolboxCommands: toolboxCommands,
 });
 
 /** @param {string} id */
@@ -142,6 +151,7 @@ function ran(node, output) {
     panel.show(output);
     fills.get(node)?.(output.erta?.[output.erta.length - 1]?.plan);
   });
+  refreshAll(); // others may tell of it
   remember(node, { output, ran: panel.ran });
   if (isOn(TOASTS)) for (const note of news) toast("warn", noteText(note));
 }

@@ -20,7 +20,7 @@ import { app } from "../../scripts/app.js";
  * @property {any} graph
  * @property {any} [subgraph]
  * @property {Widget[]} [widgets]
- * @property {{ name: string, link: number | null, widget?: { name: string } }[]} [inputs]
+ * @property {{ name: string, type?: unknown, link: number | null, widget?: { name: string } }[]} [inputs]
  * @property {(slot: number) => Node | null} getInputNode
  * @property {[number, number]} size
  * @property {{ collapsed?: boolean }} flags
@@ -29,6 +29,8 @@ import { app } from "../../scripts/app.js";
  * @property {(size: [number, number]) => void} setSize
  * @property {(name: string, type: string, element: HTMLElement, options: object) => Widget} addDOMWidget
  */
+
+const SETTLED = 250; // milliseconds
 
 /** @returns {any} */
 export function rootGraph() {
@@ -81,6 +83,48 @@ export function after(owner, name, more) {
   };
 }
 
+/** @param {any} graph the id of a subgraph, or null for the main graph @param {any} id @returns {Node | undefined} */
+export function liveNode(graph, id) {
+  const root = rootGraph();
+  return (graph === null ? root : root.subgraphs?.get(graph))?.getNodeById(id) ?? undefined;
+}
+
+/** @param {{ widgets?: Widget[] }} node @returns {Record<string, any>} by name */
+export function valuesOf({ widgets = [] }) {
+  return Object.fromEntries(widgets.map((widget) => [widget.name, widget.value]));
+}
+
+/** A node as it is saved, for a graph to load. @param {string} type @param {Record<string, any>} values of its widgets @returns {any} */
+export function newNode(type, values = {}) {
+  const made = /** @type {any} */ (globalThis).LiteGraph.createNode(type);
+  for (const widget of made.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
+  const saved = JSON.parse(JSON.stringify(made.serialize()));
+  made.onRemoved?.(); // it was only a pattern: its elements go away
+  return saved;
+}
+
+/** @param {Node} node */
+const placeOf = (node) => `${node.graph?.id}/${node.id}`;
+
+/** Of all widgets of all nodes, for `restoreValues`. */
+export function valuesByNode() {
+  return new Map(allNodes().map((node) => [placeOf(node), valuesOf(node)]));
+}
+
+/**
+ * After the workflow was loaded again. Front end 1.32.9 gives widgets that a subgraph shows each other's values then.
+ * @param {Map<string, Record<string, any>>} values
+ */
+export function restoreValues(values) {
+  for (const node of allNodes()) {
+    for (const widget of node.widgets ?? []) {
+      const value = values.get(placeOf(node))?.[widget.name];
+      const plain = ["string", "number", "boolean"].includes(typeof value);
+      if (plain && widget.serialize !== false && widget.value !== value) widget.value = value;
+    }
+  }
+}
+
 /**
  * Changes the graph without a step of undo: what a run fills in is no act of the user's. Not while a workflow is loaded.
  * @param {() => void} change
@@ -90,6 +134,19 @@ export function quietly(change) {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // what the user did before is a step
   change();
   if (!tracker?.activeState) return;
-  tracker.activeState = JSON.parse(JSON.stringify(rootGraph().serialize()));
+  tracker.activeState = serialized();
   tracker.updateModified?.();
+  setTimeout(() => absorbSizes(tracker), SETTLED);
+}
+
+/** Nodes 2.0 measures nodes a moment after they have grown. @param {any} tracker */
+function absorbSizes(tracker) {
+  if (app.extensionManager.workflow?.activeWorkflow?.changeTracker !== tracker) return;
+  const sizeless = (/** @type {any} */ state) => JSON.stringify(state, (key, value) => (key === "size" ? undefined : value));
+  const now = serialized();
+  if (sizeless(now) === sizeless(tracker.activeState)) tracker.activeState = now;
+}
+
+function serialized() {
+  return JSON.parse(JSON.stringify(rootGraph().serialize()));
 }

@@ -1,6 +1,8 @@
 // @ts-check
 /** The one widget that a node of ours gets: what the knob comes to, the plan strip, the report, the profile. */
 import { app } from "../../scripts/app.js";
+import { addBadge, tellCollapsed } from "./collapsed.js";
+import { CompareView } from "./compare.js";
 import { html } from "./dom.js";
 import { forecast } from "./forecast.js";
 import { after, allNodes, widgetOf } from "./graph.js";
@@ -19,7 +21,7 @@ const OPTIONS = ["mode", "preset", "threshold"];
 const CACHING = new Set(["ERTACachedSampler", "ERTACache"]);
 const PROFILING = new Set(["ERTAProfile", "ERTALoadProfile"]);
 const MARGIN = 4; // around the element, in pixels
-const TALLEST = { ERTACachedSampler: 240, ERTACache: 240, ERTAProfile: 460, ERTALoadProfile: 460, ERTACompare: 100 };
+const TALLEST = { ERTACachedSampler: 240, ERTACache: 240, ERTAProfile: 460, ERTALoadProfile: 460, ERTACompare: 700 };
 
 /** @type {WeakMap<Node, Panel>} */
 const panels = new WeakMap();
@@ -34,9 +36,10 @@ export function hasPanel(comfyClass) {
   return !!comfyClass && comfyClass in TALLEST;
 }
 
-/** After something that several nodes tell of has changed: a profile, options. */
+/** After something that several nodes tell of has changed: a profile, options, the graph that is shown. */
 export function refreshAll() {
   for (const node of allNodes()) panelOf(node)?.refresh();
+  tellCollapsed((node) => panelOf(node)?.gain() ?? "");
 }
 
 export class Panel {
@@ -48,10 +51,12 @@ export class Panel {
     this.status = html("div", { class: "erta-status", role: "status", hidden: "" });
     this.strip = caching ? new Strip() : undefined;
     this.profile = PROFILING.has(node.comfyClass) ? new ProfileView(() => this.fit()) : undefined;
+    const reportsOf = (/** @type {Node} */ other) => panelOf(other)?.output?.erta;
+    this.compare = node.comfyClass === "ERTACompare" ? new CompareView(node, reportsOf, () => this.fit()) : undefined;
     this.text = html("div", { class: "erta-text", tabindex: 0, role: "region", "aria-label": translate("ERTA report") });
     this.tools = html("div", { class: "erta-tools" }, ...tools);
     this.body = html("div", { class: "erta-body" });
-    const parts = [this.forecast, this.status, this.strip?.element, this.profile?.element, this.text];
+    const parts = [this.forecast, this.status, this.strip?.element, this.profile?.element, this.compare?.element, this.text];
     this.body.append(...parts.filter((part) => !!part), ...(tools.length ? [this.tools] : []));
     this.element = html("div", { class: "erta-panel" }, this.body);
     /** @type {Output | undefined} what is shown */
@@ -76,7 +81,6 @@ export class Panel {
       getValue: () => this.output?.text?.join("\n\n") ?? "",
       setValue: () => {},
       getMinHeight: () => this.height + 2 * MARGIN,
-      ...(node.comfyClass === "ERTACompare" ? { getMaxHeight: () => this.height + 2 * MARGIN } : {}), // room for the figure
     });
     widget.serialize = false; // not in the workflow
     for (const name of this.forecast ? KNOBS : []) {
@@ -86,12 +90,13 @@ export class Panel {
     after(node, "onConnectionsChange", () => this.refresh());
     after(node, "onRemoved", () => this.remove());
     after(node, "onResize", () => this.fit(false));
-    node.badges?.push(() => this.badge());
+    addBadge(node, () => this.gain());
     this.refresh();
   }
 
   remove() {
     this.profile?.remove();
+    this.compare?.remove();
     panels.delete(this.node);
   }
 
@@ -153,7 +158,9 @@ export class Panel {
     if (this.profile && content?.curve?.length) {
       this.profile.show(content);
       this.put(...noteList(content.notes));
-      refreshAll(); // it may be connected to one of them
+    } else if (this.compare && content?.clips) {
+      this.compare.show(content);
+      this.put();
     } else if (content?.calls === undefined) {
       this.say(...(output.text ?? []));
     } else {
@@ -195,6 +202,7 @@ export class Panel {
   /** Says what the knobs come to as they stand now, unless the report below says it. */
   refresh() {
     this.tell(this.progress?.words() ?? "");
+    this.compare?.showRenders();
     if (this.forecast) this.predict(this.forecast);
     this.fit();
   }
@@ -246,11 +254,10 @@ export class Panel {
     return panelOf(this.source("profile"))?.output?.erta?.[0]?.curve ?? [];
   }
 
-  /** What a collapsed node tells of its run; on one that is open the panel does. */
-  badge() {
-    const report = this.node.flags?.collapsed ? this.lastReport() : undefined;
-    const text = report?.calls === undefined ? "" : gainOf(report);
-    return new /** @type {any} */ (globalThis).LGraphBadge({ text, fgColor: "#fff", bgColor: "#2b6cb0" });
+  /** How the run went, in a word; "" where there was none. */
+  gain() {
+    const report = this.lastReport();
+    return report?.calls === undefined ? "" : gainOf(report);
   }
 }
 

@@ -95,10 +95,10 @@ def sampler(name: str, model: str) -> Box:
         "denoise": 1.0,
     }
     if name == "profile":
-        return Box("Sampling", "ERTA Profile", "ERTAProfile", 740, {**common, "runs": 4, "name": "tiny-wan"})
+        return Box("Sampling", "ERTA Profile", "ERTAProfile", 700, {**common, "runs": 4, "name": "tiny-wan"})
     if name in ("planned", "paper"):
         options = {"options": ("ERTA Options", 0)} if name == "paper" else {}
-        return Box("Sampling", "ERTA Cached Sampler", "ERTACachedSampler", 910, {**common, "speed": 2.0, **options})
+        return Box("Sampling", "ERTA Cached Sampler", "ERTACachedSampler", 460, {**common, "speed": 2.0, **options})
     return Box("Sampling", "KSampler", "KSampler", 480, common)
 
 

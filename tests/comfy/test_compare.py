@@ -82,16 +82,83 @@ def test_psnr_median_and_worst_frame_are_those_of_the_errors_put_in(node: Any):
     assert 0.0 <= figure.min() and figure.max() <= 1.0
 
 
-def test_the_ui_values_are_lists_json_can_carry_and_the_figure_is_a_file(node: Any):
-    folder_paths = importlib.import_module("folder_paths")
+def test_the_ui_values_are_lists_json_can_carry_and_no_pictures_that_comfyui_shows_itself(node: Any):
     clip = images()
     output = node.execute(clip, worsened(clip, ERRORS))
+    assert set(output.ui) == {"erta", "text"}
     assert all(isinstance(values, list) for values in output.ui.values())
     json.dumps(output.ui, allow_nan=False)
-    (saved,) = output.ui["images"]
-    path = Path(folder_paths.get_temp_directory()) / saved["subfolder"] / saved["filename"]
-    with Image.open(path) as picture:
-        assert (picture.height, picture.width) == tuple(output.result[2].shape[1:3])
+
+
+def pictures(clips: dict[str, Any]) -> list[torch.Tensor]:
+    """Of the reference and the candidate: (frames in the picture, height, width, 3), 0 to 255."""
+    temporary = Path(importlib.import_module("folder_paths").get_temp_directory())
+    found = []
+    for sheet in clips["sheets"]:
+        assert sheet["type"] == "temp"
+        with Image.open(temporary / sheet["subfolder"] / sheet["filename"]) as picture:
+            pixels = torch.from_numpy(np.array(picture)).float()
+        rows = pixels.unflatten(0, (-1, clips["height"])).unflatten(2, (clips["columns"], clips["width"]))
+        found.append(rows.movedim(2, 1).flatten(0, 1))
+    return found
+
+
+def test_both_clips_are_pictures_of_their_frames(node: Any):
+    clip = images()
+    other = worsened(clip, ERRORS)
+    clips = node.execute(clip, other).ui["erta"][0]["clips"]
+    assert (clips["frames"], clips["columns"], clips["height"], clips["width"]) == ([0, 1, 2, 3, 4], 3, 20, 30)
+    for shown, frames in zip(pictures(clips), (clip, other), strict=True):
+        assert (shown[:5] - 255 * frames.clamp(0, 1)).abs().max() <= 1.0
+        assert shown.shape[0] == 6 and not shown[5].any(), "the rest of the last row is black"
+
+
+def test_a_long_clip_is_played_with_fewer_frames_and_its_worst(node: Any):
+    """Frame n is n / 1000 bright, so a picture says which frame it is of; expanded, 1,000 frames are 8 MB."""
+    clip = (torch.arange(1000.0) / 1000)[:, None, None, None].expand(-1, 40, 16, 3)
+    other = clip.clone()
+    other[777] += 0.1
+    found = node.execute(clip, other).ui["erta"][0]
+    frames = found["clips"]["frames"]
+    assert len(found["frame_psnr"]) == 1000 and 777 in frames
+    assert len(frames) <= 50 and frames == sorted(set(frames)) and (frames[0], frames[-1]) == (0, 999)
+    for shown, played in zip(pictures(found["clips"]), (clip, other), strict=True):
+        assert shown[: len(frames)].mean((1, 2, 3)).tolist() == pytest.approx(
+            [255 * float(played[n, 0, 0, 0]) for n in frames], abs=1.0
+        )
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "small"),
+    [(2, 90, 2000, (14, 320)), (1, 90, 2000, (46, 1024)), (2, 8, 13, (8, 13)), (2, 1, 4000, (1, 320))],
+)
+def test_large_frames_are_reduced_and_small_ones_left(node: Any, frames: int, height: int, width: int, small: Any):
+    """Black and white columns in turn: made smaller they are greys, of 2 to 13 columns each."""
+    clip = (torch.arange(width) % 2.0)[None, None, :, None].expand(frames, height, -1, 3)
+    clips = node.execute(clip, clip).ui["erta"][0]["clips"]
+    assert (clips["height"], clips["width"]) == small
+    shown = pictures(clips)[0][0, 0, :, 0] / 255
+    assert (0.3 < shown).all() and (shown < 0.7).all() if small[1] < width else (shown == clip[0, 0, :, 0]).all()
+
+
+def test_the_error_of_a_latent_is_that_which_a_plan_predicts(node: Any):
+    """0.3 of a latent of 3 everywhere, or of no image: there PSNR says it."""
+    latent = torch.full((1, 4, 8, 8), 3.0)
+    latent[0, 0, 0, 0] = -3.0
+    output = node.execute({"samples": latent}, {"samples": latent * 1.1})
+    assert output.ui["erta"][0]["error"] == pytest.approx(0.1, abs=1e-6)
+    assert "error 10.00% of the latent" in output.ui["text"][0]
+    clip = images(1)
+    image = node.execute(clip, clip)
+    assert image.ui["erta"][0]["error"] is None and "error" not in image.ui["text"][0]
+
+
+def test_a_latents_clip_is_shown_by_its_first_three_channels_in_the_references_range(node: Any):
+    latent = torch.zeros((1, 4, 8, 8))
+    latent[:, :, 0, 0], latent[:, :, 0, 1] = -2.0, 6.0
+    latent[0, :, 4] = torch.tensor([0.0, 2.0, 4.0, -1.0])[:, None]
+    shown = pictures(node.execute({"samples": latent}, {"samples": latent}).ui["erta"][0]["clips"])[1]
+    assert shown[0, 4, 4].tolist() == pytest.approx([63.75, 127.5, 191.25], abs=1.0)
 
 
 def test_comfyuis_executor_takes_the_output(node: Any):
@@ -105,7 +172,7 @@ def test_comfyuis_executor_takes_the_output(node: Any):
     made = asyncio.run(execution.get_output_data("id", "2", node(), inputs, **hidden))
     output, ui = made[0], made[1]
     assert output[0] == [100.0] and output[1] == [pytest.approx(1.0)]
-    assert ui["text"][0].startswith("5 frames, identical") and len(ui["images"]) == len(ui["erta"]) == 1
+    assert ui["text"][0].startswith("5 frames, identical") and len(ui["erta"]) == 1
 
 
 def test_identical_is_100_db_and_one_frame_needs_no_plot(node: Any):

@@ -6,6 +6,7 @@ What stands for them here has their shape and nothing else of theirs: no other p
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from typing import Any
 
@@ -275,10 +276,11 @@ OTHERS = [around_the_model, inside_the_model, around_the_guidance, in_place_of_t
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("how", ["record", "built-in"])
-def test_a_cache_of_any_name_is_noticed_by_what_it_does(how: str, other: Any, store: Any, monkeypatch: Any) -> None:
-    import sys
+def test_a_cache_of_any_name_is_noticed_by_what_it_does(how: str, other: Any, store: Any) -> None:
+    """torch.compile is loaded: ComfyUI does that at its start."""
+    import torch._dynamo
 
-    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    assert torch._dynamo.__name__ in sys.modules
     alone = render(other())
     base = other()
     model, reports = recording(store, base) if how == "record" else cached(base, speed=1.2)
@@ -288,13 +290,19 @@ def test_a_cache_of_any_name_is_noticed_by_what_it_does(how: str, other: Any, st
     assert error(result, alone) < (1e-6 if how == "record" else 0.05)
 
 
-def test_in_a_process_that_compiles_a_cache_around_the_model_is_noticed(store: Any, monkeypatch: Any) -> None:
-    import sys
+def by_the_node(model: Any) -> Any:
+    return traps.node("nodes_torch_compile", "TorchCompileModel", model, "eager")
 
-    import torch._dynamo
 
-    assert torch._dynamo.__name__ in sys.modules
-    model, reports = recording(store, around_the_model())
+def by_an_object_patch(model: Any) -> Any:
+    patched = model.clone()
+    patched.add_object_patch("diffusion_model", torch.compile(model.model.diffusion_model, backend="eager"))
+    return patched
+
+
+@pytest.mark.parametrize("compiled", [by_the_node, by_an_object_patch])
+def test_around_a_compiled_model_a_cache_is_noticed_too(compiled: Any, store: Any) -> None:
+    model, reports = recording(store, compiled(around_the_model()))
     render(model)
     assert "answered_elsewhere" in codes(reports[0]) and not store.names()
 
@@ -442,7 +450,26 @@ def by_an_object(momentum: float) -> Any:
     return model
 
 
-MEMORIES = [by_a_closure, by_an_object]
+def by_the_options(momentum: float) -> Any:
+    """As sd-perturbed-attention's MomentumGuidance: among the options that come with each model call."""
+    model = smooth().clone()
+
+    def guide(args: dict[str, Any]) -> torch.Tensor:
+        kept = args["model_options"].setdefault("momentum of others", {})
+        moved = args["cond_denoised"] - args["uncond_denoised"]
+        sigma, mean = float(args["sigma"][0]), kept.get("mean", moved)
+        kept.update({"sigma": sigma} if not momentum else {"sigma": sigma, "mean": moved + momentum * mean})
+        return args["denoised"] + 0.3 * (kept["mean"] if momentum else moved)
+
+    model.set_model_sampler_post_cfg_function(guide)
+    return model
+
+
+MEMORIES = {
+    by_a_closure: "running_avg of APG",
+    by_an_object: "mean in kept of Averaged",
+    by_the_options: "mean in momentum of others in the model's options",
+}
 
 
 @pytest.mark.parametrize("odd", [10**400, float("nan"), -float("inf"), [float("nan")] * 12, [10**400] * 12])
@@ -464,7 +491,7 @@ def test_a_run_whose_guidance_remembers_is_computed_in_full_and_named(make: Any,
     for _ in range(2):
         assert torch.equal(render(model), full)
         (told,) = [one for one in reports[-1].notes if one.code == "guidance_remembers"]
-        assert ("running_avg of APG" if make is by_a_closure else "mean in kept of Averaged") == told.values["name"]
+        assert MEMORIES[make] == told.values["name"]
     assert not store.names()
 
 
@@ -484,6 +511,21 @@ def test_a_clock_and_what_the_first_call_sets_up_are_no_memory(make: Any, store:
     full = render(model)
     assert "recorded" in codes(reports[0]), reports[0].as_text()
     assert error(render(model), full) < 0.03 and reports[1].reused == traps.STEPS // 2
+
+
+def test_a_count_down_with_the_timestep_is_no_memory(store: Any) -> None:
+    """As sd-dynamic-thresholding does: it asks how far the run is. One more model call is computed to see that."""
+    base, kept = smooth().clone(), {"step": 0.0}
+
+    def guide(args: dict[str, Any]) -> torch.Tensor:
+        kept["step"] = 999.0 - float(base.model.model_sampling.timestep(args["sigma"])[0])
+        return args["denoised"]
+
+    base.set_model_sampler_post_cfg_function(guide)
+    model, reports = recording(store, base)
+    full = render(model)
+    assert "recorded" in codes(reports[0]), reports[0].as_text()
+    assert error(render(model), full) < 0.03 and reports[1].reused >= traps.STEPS // 2 - 1
 
 
 def test_blocks_level_runs_all_guidance_and_leaves_its_memory_alone() -> None:

@@ -98,7 +98,7 @@ def test_the_english_words_are_those_of_the_schemas():
     assert read("en", "nodeDefs") == found, __doc__
 
 
-@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings"])
+@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings", "commands"])
 def test_chinese_has_exactly_what_english_has(name: str):
     english, chinese = dict(texts(read("en", name))), dict(texts(read("zh", name)))
     assert list(chinese) == list(english), "the same keys in the same order"
@@ -107,7 +107,7 @@ def test_chinese_has_exactly_what_english_has(name: str):
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings"])
+@pytest.mark.parametrize("name", ["main", "nodeDefs", "settings", "commands"])
 def test_no_text_is_taken_for_message_syntax(language: str, name: str):
     for path, text in texts(read(language, name)):
         assert text.strip() == text and text, path
@@ -125,6 +125,17 @@ def test_the_english_texts_of_the_panel_are_those_of_the_code():
     assert all(key == text for key, text in found.items())
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_command_is_called_the_same_by_its_button_and_its_menu(language: str):
+    """ComfyUI reads the words of a button from commands.json, ids with _ for the dot; the others are the panel's."""
+    code = (ROOT / "web" / "speedup_menu.js").read_text(encoding="utf-8")
+    ids = re.findall(r'"(ERTACache\.\w+)"', code)
+    labels = read(language, "commands")
+    assert set(labels) == {name.replace(".", "_") for name in ids} and len(ids) == 4
+    panel = read(language, "main")["ertacache"]["panel"]
+    assert all(one["label"] in panel.values() for one in labels.values())
+
+
 @pytest.mark.parametrize("group", ["notes", "panel"])
 def test_a_translation_has_the_values_of_the_english_text(group: str):
     english, chinese = (read(language, "main")["ertacache"][group] for language in ("en", "zh"))
@@ -133,7 +144,7 @@ def test_a_translation_has_the_values_of_the_english_text(group: str):
 
 
 def test_no_locale_file_is_one_that_comfyui_does_not_read():
-    known = {"main.json", "nodeDefs.json", "settings.json"}
+    known = {"main.json", "nodeDefs.json", "settings.json", "commands.json"}
     assert {path.name for path in LOCALES.iterdir()} == {"en", "zh"}
     for language in ("en", "zh"):
         assert {path.name for path in (LOCALES / language).iterdir()} == known

@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ertacache.erta.metrics import PSNR_MAX, frame_psnr, psnr, snr, ssim
+from ertacache.erta.metrics import PSNR_MAX, frame_psnr, psnr, relative_error, snr, ssim
 
 
 def pair(*shape: int, noise: float = 0.1, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,3 +92,10 @@ def test_signal_to_noise_ratio() -> None:
     assert snr(0.0 * sound, sound) == -PSNR_MAX
     loud = torch.full((4,), 6e4, dtype=torch.float16)
     assert snr(loud, -loud) == pytest.approx(-20.0 * math.log10(2.0)), "in double: half precision overflows"
+
+
+def test_the_relative_error_is_that_of_all_values_together():
+    """Errors of 3 and 4 on values of 10 and 0: the root of 25 / 100."""
+    reference, candidate = torch.tensor([[10.0], [0.0]]), torch.tensor([[13.0], [4.0]])
+    assert relative_error(reference, candidate) == pytest.approx(0.5)
+    assert relative_error(reference.half(), reference.half()) == 0.0

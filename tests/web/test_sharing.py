@@ -149,7 +149,7 @@ def render_dropped(stranger: ComfyServer, tab: Any, name: str, content: bytes) -
     tab.drop(name, content, KINDS[name.split(".")[-1]])
     found, served = run_and_collect(tab, stranger, "again")
     assert not {"ERTACachedSampler", "KSampler"} & set(served)
-    tab.wait_for(".erta-headline", "25 of 50 model calls computed")
+    tab.wait_for(".erta-headline", "25 of 50 steps computed")
     tab.wait_for(".erta-notes", "Plan carried by the workflow")
     return latent_in(found["again.latent"])
 
@@ -216,7 +216,7 @@ def test_a_workflow_in_which_nothing_was_set_works_as_well(
 ):
     """The last test: it leaves a profile with the stranger. The first render records it, the second is fast."""
     tab = strangers_tab
-    for seed, headline in ((5, "All 50 model calls computed"), (6, "25 of 50 model calls computed")):
+    for seed, headline in ((5, "50 of 50 steps computed"), (6, "25 of 50 steps computed")):
         tab.drop("planned.json", planned)
         tab.set("seed", seed)
         tab.queue()
@@ -231,6 +231,14 @@ BEGIN = """() => new Promise((resolve) => {
   window.tabs[0].changeTracker.checkState();
   window.app.queuePrompt(0);
 })"""
+
+# An ERTA Options that asks for the built-in plan.
+BUILT_IN = """(type) => {
+  const options = LiteGraph.createNode("ERTAOptions");
+  app.graph.add(options);
+  options.widgets.find((widget) => widget.name === "without_profile").value = "built-in plan";
+  options.connect(0, app.graph.nodes.find((node) => node.comfyClass === type), "options");
+}"""
 
 # What a click on another workflow's tab does.
 SHOW = """async (i) => {
@@ -249,7 +257,7 @@ def test_a_workflow_that_was_not_queued_gets_no_plan_and_the_one_that_was_gets_i
     tab.drop("planned.json", planned)
     if kind == "patch":
         tab.evaluate(PATCH_INSTEAD)
-    tab.set("without_profile", "built-in plan", type_)
+    tab.evaluate(BUILT_IN, type_)
     tab.set("seed", 600 + 2 * tab.vue + (id_ == "same"), sampler)
     other = copy.deepcopy(tab.workflow())
     other["id"] = other["id"] if id_ == "same" else id_
@@ -262,6 +270,6 @@ def test_a_workflow_that_was_not_queued_gets_no_plan_and_the_one_that_was_gets_i
             tab.evaluate(SHOW, shown)
         assert tab.value("steps", sampler) == steps
         if shown == 0:
-            tab.wait_for(".erta-headline", "of 200 model calls computed")
+            tab.wait_for(".erta-headline", "of 200 steps computed")
         assert bool(tab.value("plan", type_)) == (shown == 0)
         assert tab.page.locator(".erta-headline").count() == (shown == 0) or turn == 2
