@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -200,3 +202,25 @@ def test_shapes_of_the_parts_are_found_wherever_they_are_given(
     }
     case.render(model, seed=6)
     assert "picture_and_sound" in codes(reports[0])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        (((1, 16, 2, 8, 8), (1, 8, 4, 16)), "predicted error of the picture 1.00%, of the sound 2.00%"),
+        (((1, 64, 16), (1, 4, 8)), "predicted error of each part of the latent: 1.00%, 2.00%"),
+        (((1, 16, 2, 8, 8),), ""),
+    ],
+    ids=["video with sound", "other parts", "another run than the profile's"],
+)
+def test_parts_are_named_by_what_they_are(comfy_pack: ModuleType, shapes: tuple[Any, ...], says: str) -> None:
+    from ertacache.comfy_erta.caching import of_parts
+    from ertacache.comfy_erta.task import Context
+    from ertacache.erta.plan import Part, full_plan
+    from ertacache.erta.settings import Settings
+
+    sigmas = np.linspace(1.0, 0.0, 13)
+    parts = tuple(Part((error, error), (0.1,) * 12) for error in (0.01, 0.02))
+    plan = replace(full_plan(sigmas[:-1], Settings()), parts=parts)
+    found = of_parts(plan, Context(None, None, sigmas, shapes, ()))
+    assert [note.text for note in found] == ([says] if says else [])
