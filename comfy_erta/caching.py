@@ -91,26 +91,31 @@ class Caching:
         plan = carried or self._made_plan(problem, here)
         notes += () if carried or problem.calls < MIN_CALLS or problem.profile else (note("built_in"),)
         notes += preset_remarks(self.settings.preset, self.settings.preset_steps, here)
-        return self._follow(problem, plan, notes + plan.notes, here)
+        return self._follow(context, problem, plan, notes + plan.notes, here)
 
     def _made_plan(self, problem: Problem, here: Measured) -> Plan:
         return replace(solve(problem, self.settings), model=model_digest(here), guidance=here.guidance)
 
-    def _follow(self, problem: Problem, plan: Plan, notes: tuple[Note, ...], here: Measured) -> Start:
+    def _follow(self, context: Context, problem: Problem, plan: Plan, notes: tuple[Note, ...], here: Measured) -> Start:
         level = self.settings.level
         offload = self.offload and level == "blocks"
         observer = None if all(plan.compute) else Replay(plan, offload)
         notes += (note("offloaded"),) if observer and offload else ()
-        return Start(observer, level, plan.sigmas, plan, notes, offload, partial(self._finish, problem, plan, here))
+        notes += of_parts(plan, context)
+        finish = partial(self._finish, problem, plan, here, context.has_sound)
+        return Start(observer, level, plan.sigmas, plan, notes, offload, finish)
 
-    def _finish(self, problem: Problem, plan: Plan, here: Measured, report: Report, samples: Tensor) -> None:
+    def _finish(
+        self, problem: Problem, plan: Plan, here: Measured, has_sound: bool, report: Report, samples: Tensor
+    ) -> None:
         """Report what other speeds would cost, so that the speed input can show it without another run."""
         if problem.source is None and plan.profile:  # a carried plan: is the profile that it was made from here?
             profile, _ = self._stored_profile(here, problem.response.sigmas)
             problem = replace(problem, source=profile if profile and digest(profile) == plan.profile else None)
         if problem.source is not None and not self.settings.preset and not self.settings.threshold:
             report = replace(report, curve=error_curve(problem, self.settings))
-        self.on_report(replace(report, notes=(*report.notes, *changed(report))))
+        only_sound = has_sound and len(plan.parts) == 2 and plan.parts[0].predicted_error[0] < CHANGED
+        self.on_report(replace(report, notes=(*report.notes, *changed(report, only_sound))))
 
     def _record(self, context: Context, problem: Problem, notes: tuple[Note, ...]) -> Start:
         kept: list[Profile] = []
@@ -210,15 +215,27 @@ class Caching:
         return [name for name, equal in same.items() if not equal]
 
 
-def changed(report: Report) -> tuple[Note, ...]:
-    """A note where the predicted error says that the picture may be another one, with a speed that keeps it."""
+def changed(report: Report, only_sound: bool = False) -> tuple[Note, ...]:
+    """A note where the predicted error says that the picture, or only its sound, may be another one, with a speed that
+    keeps it."""
     error = report.predicted_error[0] if report.predicted_error else 0.0
     if error < CHANGED:
         return ()
     good = good_point(report.curve)
     if good is None:
-        return (note("may_change", error=f"{error:.0%}"),)
-    return (note("may_change_unless", error=f"{error:.0%}", speed=f"{good.speed:g}", kept=f"{good.median:.1%}"),)
+        return (note("sound_may_change" if only_sound else "may_change", error=f"{error:.0%}"),)
+    code = "sound_may_change_unless" if only_sound else "may_change_unless"
+    return (note(code, error=f"{error:.0%}", speed=f"{good.speed:g}", kept=f"{good.median:.1%}"),)
+
+
+def of_parts(plan: Plan, context: Context) -> tuple[Note, ...]:
+    """The predicted error of each part of a nested latent; the report's is that of the worst."""
+    errors = [f"{part.predicted_error[0]:.2%}" for part in plan.parts]
+    if len(errors) != len(context.parts):  # not nested, or the profile tells no parts apart
+        return ()
+    if context.has_sound:
+        return (note("picture_and_sound", picture=errors[0], sound=errors[1]),)
+    return (note("parts", errors=", ".join(errors)),)
 
 
 def _close(one: Sequence[float], other: Sequence[float] | np.ndarray) -> bool:

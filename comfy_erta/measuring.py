@@ -44,7 +44,7 @@ class Fitting(Recording):
     def begin(self, context: Context) -> Start:
         """Raises UnknownResponse as a recording does, and ProfileIncomplete before the first model call."""
         start = super().begin(context)
-        check_fits(self.runs, len(start.sigmas))
+        check_fits(self.runs, len(start.sigmas), len(context.parts) if self.level == "output" else 1)
         return start
 
 

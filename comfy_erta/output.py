@@ -1,6 +1,7 @@
 """Output level: the feature is the derivative d = (x - denoised) / sigma after guidance, at PREDICT_NOISE.
 
-Needs nothing of the model's code, and keeps one tensor of the latent's size per kept model call.
+Needs nothing of the model's code, and keeps one tensor of the latent's size per kept model call. Each part of a nested
+latent, which ComfyUI samples packed into one (B, 1, N), is a stream of its own: the larger one would hide the other.
 """
 
 from typing import Any
@@ -20,6 +21,8 @@ class OutputLevel:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        many = len(session.parts) > 1
+        self.keys = [f"{GUIDED}/{n}" for n in range(len(session.parts))] if many else [GUIDED]
         self.forwards: Forwards | None = None
         self.memory: Memory | None = None
 
@@ -29,7 +32,7 @@ class OutputLevel:
     def call_model(self, executor: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
         x, timestep = args[0], args[1]
         doubt = self._doubt()
-        d = None if doubt else self.session.predict(GUIDED)
+        d = None if doubt else self._predicted()
         if d is not None and d.shape == x.shape and d.device == x.device:
             return from_d(x, timestep, d), True
         self.session.check(timestep)
@@ -37,9 +40,23 @@ class OutputLevel:
         if self.session.observer is None or (doubt and self.session.expects_reuse):
             return denoised, False
         d = to_d(x, timestep, denoised)
-        used = self.session.observe(GUIDED, d)
+        used = self._observed(d)
         # Untouched where nothing is corrected: the way through d and back costs 1e-5 in float32.
         return (denoised if used is d else from_d(x, timestep, used)), False
+
+    def _predicted(self) -> Tensor | None:
+        """All parts beside each other, or None where one of them is to be computed."""
+        found = [part for part in map(self.session.predict, self.keys) if part is not None]
+        if len(found) < len(self.keys):
+            return None
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+    def _observed(self, d: Tensor) -> Tensor:
+        """What to go on with; d itself where no part is corrected."""
+        parts = d.split(self.session.parts, dim=-1) if len(self.keys) > 1 else (d,)
+        used = [self.session.observe(key, part) for key, part in zip(self.keys, parts, strict=True)]
+        untouched = all(one is part for one, part in zip(used, parts, strict=True))
+        return d if untouched else torch.cat(used, dim=-1)
 
     def _doubt(self) -> bool:
         """Whether the call is to be computed, whatever the plan says, to see what guidance does."""

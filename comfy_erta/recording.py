@@ -45,7 +45,8 @@ class Recording:
             try:
                 # In the model's own units, as the features are.
                 latent = context.model.model.process_latent_in(samples.detach()).to("cpu").double()
-                tables = recorder.tables(self.run, float(latent.square().mean().sqrt()))
+                parts = latent.split(context.parts, dim=-1) if len(context.parts) > 1 else (latent,)
+                tables = recorder.tables(self.run, *(float(part.square().mean().sqrt()) for part in parts))
                 notes = self.on_tables(measured, tables)
                 self.on_features(recorder.features)
             except IncompleteRecording as incomplete:

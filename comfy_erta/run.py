@@ -6,6 +6,7 @@ the guider's options made for this run only.
 
 import time
 from functools import partial
+from math import prod
 from typing import Any
 
 import comfy.model_patcher
@@ -60,12 +61,15 @@ def _observe_run(
 ) -> Any:
     guider = executor.class_obj
     try:
-        start = _begin(task, _context(guider, sampler, sigmas, noise))
+        # Behind the sigmas come denoise_mask, callback, disable_pbar, seed, latent_shapes.
+        shapes = kwargs.get("latent_shapes") or next(iter(args[4:5]), ())
+        context = _context(guider, sampler, sigmas, noise, shapes)
+        start = _begin(task, context)
     except ValueError as refused:
         if watcher is not None:
             watcher.refused(str(refused))
         raise
-    session, stopwatch = Session(start), Stopwatch(guider.model_patcher.load_device)
+    session, stopwatch = Session(start, context.parts), Stopwatch(guider.model_patcher.load_device)
     options = guider.model_options
     try:
         if watcher is not None:
@@ -92,13 +96,15 @@ def _paced(watcher: Watcher, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     return (*args[:1], *map(watcher.paced, args[1:2]), *args[2:]), kwargs
 
 
-def _context(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> Context:
+def _context(guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor, latent_shapes: Any) -> Context:
     schedule = sigmas.detach().cpu().double().numpy()  # in this order: Apple's devices have no float64
     sampling = guider.model_patcher.get_model_object("model_sampling")
     declared = conditioning_edges(guider.conds, sampling, schedule)
     kept = (*guidance_edges(guider.model_options, schedule), *guider_edges(guider, sampling, schedule))
     edges = tuple(sorted({*declared, *kept}))
-    return Context(guider, sampler, schedule, tuple(noise.shape), edges)
+    shapes = tuple(map(tuple, latent_shapes))
+    packed = len(shapes) > 1 and sum(prod(shape[1:]) for shape in shapes) == prod(noise.shape[1:])
+    return Context(guider, sampler, schedule, shapes if packed else (tuple(noise.shape),), edges)
 
 
 def _begin(task: Task, context: Context) -> Start:

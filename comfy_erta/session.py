@@ -20,9 +20,11 @@ class Session:
     """Which model call a run is at, and whether it still goes as planned.
 
     call: counted from 0, -1 before the first. mismatch: why it does not go as planned; all is computed from there.
+    parts: sizes of what is packed into the latent's last dimension, one where it is not nested.
     """
 
     start: Start
+    parts: tuple[int, ...]
     call: int = -1
     mismatch: Note | None = None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,14 +22,15 @@ OnReport = Callable[[Report], None]
 class Context:
     """The coming run, before its first model call.
 
-    guider, sampler: ComfyUI's. schedule: (N + 1,) float64, the nominal sigmas. edges: sigmas at which conditioning or
-    guidance starts or ends.
+    guider, sampler: ComfyUI's. schedule: (N + 1,) float64, the nominal sigmas. latent_shapes: of each part of a nested
+    latent, such as picture and sound, or of the one latent. edges: sigmas at which conditioning or guidance starts or
+    ends.
     """
 
     guider: Any
     sampler: Any
     schedule: np.ndarray
-    latent_shape: tuple[int, ...]
+    latent_shapes: tuple[tuple[int, ...], ...]
     edges: tuple[float, ...]
     _responses: dict[bytes, ImpulseResponse] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -36,6 +38,21 @@ class Context:
     def model(self) -> Any:
         """The guider's ModelPatcher."""
         return self.guider.model_patcher
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of the picture, which comes first."""
+        return self.latent_shapes[0]
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Elements of each part of a nested latent, per sample: ComfyUI samples them packed behind each other."""
+        return tuple(prod(shape[1:]) for shape in self.latent_shapes)
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether the latent is nested, a video (B, C, T, H, W) and its sound (B, C, ...)."""
+        return [len(shape) == 5 for shape in self.latent_shapes] == [True, False]
 
     def respond(self, schedule: np.ndarray) -> ImpulseResponse:
         """The sampler's impulse response on a schedule, probed once. Raises UnknownResponse."""

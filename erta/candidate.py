@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from . import schedules
-from .plan import MOST_RESIDUAL, Plan, drawn, predicted_calls, rounded, slopes_of
+from .plan import MOST_RESIDUAL, Part, Plan, drawn, predicted_calls, rounded, slopes_of
 from .predictors import Affine, FittedLine, Hold, Predictor
 from .problem import Problem
 from .schedules import Schedule
@@ -65,14 +65,24 @@ class Way:
 
 @dataclass(frozen=True)
 class Filled:
-    """A schedule filled in one way: fitted and predicted once, whatever is asked of it."""
+    """A schedule filled in one way: fitted and predicted once, whatever is asked of it. given: what was fitted to more
+    than this problem, of which it is a part."""
 
     way: Way
     compute: Schedule
+    given: Fit | None = field(default=None, compare=False)
+
+    @cached_property
+    def parts(self) -> tuple[Filled, ...]:
+        """The same for each part of a nested latent; none where the latent is whole."""
+        problems = self.way.problem.parts
+        return tuple(Filled(replace(self.way, problem=problem), self.compute, self.fit) for problem in problems)
 
     @cached_property
     def fit(self) -> Fit:
         """Slopes and corrections."""
+        if self.given is not None:
+            return self.given
         problem = self.way.problem
         simulation = problem.built_in if self.way.by_prior else problem.fitting
         return simulation.fit(self.compute, self.way.predictor, self.way.corrector)
@@ -110,9 +120,12 @@ class Filled:
     @property
     def loss(self) -> float:
         """The median predicted error, as it is before `calibrated` if that is less: one perturbed run says little about
-        a far larger error. 0 where nothing was measured: the prior has no size."""
+        a far larger error. 0 where nothing was measured: the prior has no size. Of the parts of a nested latent the
+        largest."""
         if self.way.problem.profile is None:
             return 0.0
+        if self.parts:
+            return max(part.loss for part in self.parts)
         return float(min(np.median(self.errors), np.median(self.predicted.squares) ** 0.5))
 
     @property
@@ -122,7 +135,7 @@ class Filled:
 
     def point(self, speed: float) -> Point:
         """Of an error curve."""
-        median, worst = self._median_and_worst() or (0.0, 0.0)
+        median, worst = self.median_and_worst or (0.0, 0.0)
         return Point(speed, sum(self.compute), len(self.compute), median, worst, schedules.as_text(self.compute))
 
     def plan(self) -> Plan:
@@ -141,11 +154,15 @@ class Filled:
             corrections=rounded(fit.corrections),
             resets=resets,
             residual_limits=self._limits(resets),
-            predicted_error=self._median_and_worst(),
+            predicted_error=self.median_and_worst,
+            parts=tuple(Part(part.median_and_worst, part._limits(resets)) for part in self.parts),
         )
 
-    def _median_and_worst(self) -> tuple[float, ...]:
+    @property
+    def median_and_worst(self) -> tuple[float, ...]:
         """A Plan's ``predicted_error``."""
+        if self.parts:
+            return tuple(map(max, zip(*(part.median_and_worst for part in self.parts), strict=True)))
         measured = self.way.problem.profile is not None
         return rounded([np.median(self.errors), self.errors.max()]) if measured else ()
 
@@ -159,6 +176,8 @@ class Filled:
 
     def _limits(self, resets: tuple[int, ...]) -> tuple[float, ...]:
         """A Plan's ``residual_limits``: what was recorded, where it was, and MOST_RESIDUAL elsewhere."""
+        if self.parts:
+            return tuple(map(max, zip(*(part._limits(resets) for part in self.parts), strict=True)))
         problem, limits = self.way.problem, unmeasured_limits(self.way.settings, self.compute, resets)
         if problem.profile is not None and not problem.sparse:
             # The worst of few runs says less about the next one.

@@ -38,14 +38,20 @@ def reached(measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def joined(one: Profile, other: Profile) -> Profile:
     """Both as one profile: all calls of one, and those of the other beyond its range or reach, by falling sigma.
 
-    Run k of one goes with run k of the other, or with its last one. An error response is kept where both have one.
+    Run k of one goes with run k of the other, or with its last one, stream by stream. An error response is kept where
+    both have one.
     """
     beyond = (other.sigmas > one.sigmas.max()) | (other.sigmas < one.sigmas.min()) | ~reached(one.sigmas, other.sigmas)
     if not beyond.any():
         return one
     order = np.argsort(-np.append(one.sigmas, other.sigmas[beyond]), kind="stable")
-    pairs = ((table, other.tables[min(k, len(other.tables) - 1)]) for k, table in enumerate(one.tables))
+    pairs = ((table, _partner(table, other)) for table in one.tables)
     return Profile(one.measured, tuple(_joined(table, _part(more, beyond), order) for table, more in pairs))
+
+
+def _partner(table: Table, other: Profile) -> Table:
+    same = [more for more in other.tables if more.stream == table.stream] or other.tables
+    return same[min(table.run, len(same) - 1)]
 
 
 def filled(profile: Profile, sigmas: np.ndarray) -> Profile | None:

@@ -47,6 +47,12 @@ def ssim(reference: Tensor, candidate: Tensor, data_range: float) -> Tensor:
     return torch.stack(frames)
 
 
+def snr(reference: Tensor, candidate: Tensor) -> float:
+    """Signal-to-noise ratio in dB of values of any shape: the reference's power over the error's; PSNR_MAX at most."""
+    error = torch.tensor(relative_error(reference, candidate))  # NaN of two silent ones
+    return (-20.0 * torch.log10(error)).nan_to_num(PSNR_MAX).clamp(-PSNR_MAX, PSNR_MAX).item()
+
+
 def _frame_mse(reference: Tensor, candidate: Tensor) -> Tensor:
     pairs = zip(reference, candidate, strict=True)
     return torch.stack([(x.cpu().double() - y.cpu().double()).square().mean() for x, y in pairs])

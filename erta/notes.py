@@ -15,6 +15,7 @@ INFO, WARNING = "info", "warning"
 # Codes of notes that say that the run did not go as asked. All others are for information.
 WARNINGS = frozenset({"carried_refused", "profile_unreadable", "profile_equal_sigmas", "not_recorded", "cache_unfit"})
 WARNINGS |= {"not_recorded_run", "computed_all", "other_caches", "too_many_calls", "other_sigma", "lost"}
+WARNINGS |= {"sound_may_change", "sound_may_change_unless", "lost_part"}
 WARNINGS |= {"may_change", "may_change_unless", "profile_beyond", "profile_missing", "profile_not_kept"}
 WARNINGS |= {"unknown_answer", "answered_elsewhere", "guidance_remembers", "memory_graph", "batch_unknown"}
 

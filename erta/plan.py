@@ -19,6 +19,14 @@ MOST_RESIDUAL = 4.0
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a plan says of one part of a nested latent, such as its picture or its sound. Fields: as the Plan's."""
+
+    predicted_error: tuple[float, ...]
+    residual_limits: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """One run of M model calls, decided. All numbers are rounded to 9 digits when made, so JSON carries them exactly.
 
@@ -29,7 +37,8 @@ class Plan:
     largest residual to expect, over the feature's length, up to MOST_RESIDUAL; 0: not checked. resets: calls from which
     on older features are not used. schedule: the adjusted sigmas to sample on, with the trailing one, () for the
     nominal ones. predicted_error: (median, worst) over recorded runs of the final latent's relative error, () where
-    nothing was measured. notes: for the report.
+    nothing was measured. parts: of a nested latent whose parts were measured apart; the largest of their errors and
+    limits are the plan's. notes: for the report.
 
     What it was made for: nominal: (N + 1,) sigmas. factors: (N,) that made ``schedule`` of them, or (). edges: of
     conditioning and guidance, in sigmas. impulse: the sampler's `response.signature`. guidance: the scale, None where
@@ -46,6 +55,7 @@ class Plan:
     resets: tuple[int, ...] = (0,)
     schedule: tuple[float, ...] = ()
     predicted_error: tuple[float, ...] = ()
+    parts: tuple[Part, ...] = ()
     nominal: tuple[float, ...] = ()
     factors: tuple[float, ...] = ()
     edges: tuple[float, ...] = ()

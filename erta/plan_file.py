@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from .plan import MOST_RESIDUAL, Plan, drawn, predicted_calls, rounded, slopes_of
+from .plan import MOST_RESIDUAL, Part, Plan, drawn, predicted_calls, rounded, slopes_of
 from .predictors import MAX_SCALE, Affine
 from .response import MAX_CALLS
 from .schedules import as_text
@@ -23,6 +23,9 @@ VERSION = 3
 # A plan of 1000 calls with two terms each stays well below this.
 MAX_CHARACTERS = 200_000
 
+# Of a nested latent; models have two.
+MAX_PARTS = 8
+
 
 class PlanError(ValueError):
     """A plan that came as JSON is not one; the message names the field."""
@@ -35,7 +38,7 @@ def plan_to_json(plan: Plan) -> str:
     prediction; the adjusted schedule follows from ``nominal`` and ``factors``.
     """
     content = {"format": FORMAT, "version": VERSION, **asdict(plan)}
-    for name in ("notes", "coefficients", "schedule"):
+    for name in ("notes", "coefficients", "schedule", *(() if plan.parts else ("parts",))):
         del content[name]
     shares = [c[0] if c else 0.0 for c in plan.coefficients] if _is_affine(plan.settings) else _slopes(plan)
     offsets = plan.offsets if any(plan.offsets) else ()
@@ -50,6 +53,7 @@ def plan_from_json(text: str) -> Plan:
     version = content.pop("version", None)
     made_by = f"it is {version!r:.12}, made by another version of the pack" if isinstance(version, int) else "is none"
     _field(type(version) is int and version == VERSION, "version", f"must be {VERSION}: {made_by}")
+    content.setdefault("parts", [])
     names = {f.name for f in fields(Plan)} - {"notes", "coefficients", "schedule"} | {"shares"}
     _field(set(content) == names, "fields", f"differ: {sorted(name[:40] for name in set(content) ^ names)[:5]}")
     compute = content["compute"]
@@ -72,6 +76,7 @@ def plan_from_json(text: str) -> Plan:
         residual_limits=_numbers(content, "residual_limits", (count,), 0.0, MOST_RESIDUAL),
         resets=_resets(content, count),
         predicted_error=_numbers(content, "predicted_error", (0, 2), 0.0, 1.0),
+        parts=_parts(content["parts"], count),
         nominal=nominal,
         factors=_numbers(content, "factors", (0, len(nominal) - 1), MIN_PHI, 1.0),
         edges=_numbers(content, "edges", range(MAX_CALLS), 0.0, 1e6),
@@ -131,6 +136,15 @@ def _numbers(content: dict[str, Any], name: str, lengths: Sequence[int], low: fl
     return tuple(values)
 
 
+def _parts(value: Any, count: int) -> tuple[Part, ...]:
+    _field(isinstance(value, list) and len(value) <= MAX_PARTS, "parts", f"must be a list of at most {MAX_PARTS}")
+    names = {f.name for f in fields(Part)}
+    _field(all(isinstance(one, dict) and set(one) == names for one in value), "parts", "must hold parts")
+    errors = (_numbers(one, "predicted_error", (2,), 0.0, 1.0) for one in value)
+    limits = (_numbers(one, "residual_limits", (count,), 0.0, MOST_RESIDUAL) for one in value)
+    return tuple(map(Part, errors, limits))
+
+
 def _guidance(value: Any) -> float | None:
     _field(value is None or (is_number(value) and abs(value) <= 1e6), "guidance", "must be a number or null")
     return None if value is None else float(value)
@@ -154,7 +168,9 @@ def _check_calls(plan: Plan) -> Plan:
         _field(abs(correction) <= most, "corrections", f"holds {correction:g} for call {i}")
         checked = compared and plan.settings.checks
         _field(
-            (limit > 0.0) == checked, "residual_limits", f"of call {i} is {limit:g}: the settings decide on the check"
+            all((one > 0.0) == checked for one in (limit, *(part.residual_limits[i] for part in plan.parts))),
+            "residual_limits",
+            f"of call {i} is {limit:g}: the settings decide on the check",
         )
     return plan
 

@@ -58,7 +58,9 @@ def solve(problem: Problem, settings: Settings) -> Plan:
         return _long_plan(replace(problem, source=None), settings)
     filled, factors, notes = _planned(problem, settings)
     if filled.loss >= LOST:
-        notes.append(note("lost", speed=f"{settings.speed:g}", error=f"{filled.loss:.0%}"))
+        errors = ", ".join(f"{part.loss:.0%}" for part in filled.parts)
+        lost = note("lost_part", speed=f"{settings.speed:g}", errors=errors)
+        notes.append(lost if errors else note("lost", speed=f"{settings.speed:g}", error=f"{filled.loss:.0%}"))
         return _made_for(problem, full_plan(problem.response.sigmas, settings, *notes))
     moved = rounded(filled.way.problem.schedule) if factors else ()
     return _made_for(problem, replace(filled.plan(), schedule=moved, factors=factors, notes=tuple(notes)))

@@ -100,9 +100,19 @@ class Problem:
     def _used(self) -> Profile | None:
         if self.source is None:
             return None
-        most = max(1, int(MAX_WORK / self.calls**3))
+        parts = max(1, len(self.source.parts))
+        most = parts * max(1, int(MAX_WORK / self.calls**3) // parts)  # of each run all of them
         fits = len(self.source.tables) <= most
         return self.source if fits else Profile(self.source.measured, self.source.tables[:most])
+
+    @cached_property
+    def parts(self) -> tuple[Problem, ...]:
+        """The same run for each part of a nested latent alone, which has an error response and a size of its own."""
+        used = self._used if self.profile is not None else None
+        if used is None:
+            return ()
+        of_each = (tuple(table for table in used.tables if table.stream == stream) for stream in used.parts)
+        return tuple(replace(self, source=Profile(used.measured, tables)) for tables in of_each)
 
     @cached_property
     def _resampled(self) -> Profile | None:

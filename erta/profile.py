@@ -166,12 +166,12 @@ class Profile:
     def __post_init__(self) -> None:
         if not isinstance(self.tables, tuple) or not 1 <= len(self.tables) <= MAX_TABLES:
             raise refusal("tables", self.tables, f"a tuple of 1 to {MAX_TABLES} recorded runs")
-        first = self.tables[0]
+        first, elements = self.tables[0], {table.stream: table.elements for table in reversed(self.tables)}
         for table in self.tables[1:]:
             if not same_sigmas(table.sigmas, first.sigmas):
                 raise refusal("sigmas", table.sigmas, f"those of the first run, {reprlib.repr(first.sigmas)}")
-            if table.elements != first.elements:
-                raise refusal("elements", table.elements, f"that of the first run, {first.elements}")
+            if table.elements != elements[table.stream]:
+                raise refusal("elements", table.elements, f"that of the first run, {elements[table.stream]}")
         keys = [(table.run, table.stream) for table in self.tables]
         if len(set(keys)) < len(keys):
             raise refusal("run", sorted(keys), "a number that each recorded run and stream has for itself")
@@ -180,6 +180,12 @@ class Profile:
     def sigmas(self) -> np.ndarray:
         """(M,) sigma of each model call."""
         return self.tables[0].sigmas
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The streams that are parts of a nested latent, such as picture and sound; none where the latent is whole."""
+        streams = {table.stream for table in self.tables}
+        return tuple(sorted(streams)) if self.measured.level == "output" and len(streams) > 1 else ()
 
     @property
     def calls(self) -> int:

@@ -45,13 +45,18 @@ class Recorder:
     def cache_bytes(self) -> int:
         return sum(kept.nbytes for stream in self.features.values() for kept in stream.values())
 
-    def tables(self, run: int, latent_rms: float) -> tuple[Table, ...]:
-        """One table per stream, in the order in which the streams first appeared. Raises IncompleteRecording."""
+    def tables(self, run: int, *latent_rms: float) -> tuple[Table, ...]:
+        """One table per stream, in the order in which the streams first appeared. Raises IncompleteRecording.
+
+        latent_rms: of the final latent, or, where each stream is a part of it, of each part.
+        """
         if not self.features:
             raise IncompleteRecording("no feature was seen")
         if len(self.sigmas) < 2:
             raise IncompleteRecording("the run has only one model call")
-        return tuple(self._table(run, n, stream, latent_rms) for n, stream in enumerate(self.features.values()))
+        units = latent_rms if len(latent_rms) > 1 else latent_rms * len(self.features)
+        streams = zip(self.features.values(), units, strict=True)
+        return tuple(self._table(run, n, stream, unit) for n, (stream, unit) in enumerate(streams))
 
     def _table(self, run: int, stream: int, features: dict[int, Tensor], latent_rms: float) -> Table:
         missing = [i for i in range(len(self.sigmas)) if i not in features]

@@ -20,6 +20,7 @@ class Replay:
 
     Where the residual at the end of an interval is unlike the recorded runs, a later interval is computed
     (docs/method.md, The check). What is computed against the plan enters no later prediction: the plan goes on soon.
+    Of several streams one that is unlike is enough; the n-th one that appears is the plan's part n.
 
     offload: features are kept in main memory. A prediction fetches them one by one and is the same to the bit.
     """
@@ -33,15 +34,15 @@ class Replay:
         self._depth = max((len(c) for c in plan.coefficients), default=0)
         self._past: dict[str, list[tuple[int, Tensor]]] = {}
         self._reused = -1
-        self._residual: tuple[int, Scalar] | None = None
-        self._careful = False
-        self._on_top: list[int] = []
+        self._residuals: dict[str, tuple[int, Scalar]] = {}
+        self._careful: set[str] = set()  # streams that are unlike
+        self._on_top: set[int] = set()
         self._unfit: set[int] = set()
 
     @property
     def notes(self) -> tuple[Note, ...]:
         """What happened against the plan."""
-        on_top, unfit = self._on_top, sorted(self._unfit)
+        on_top, unfit = sorted(self._on_top), sorted(self._unfit)
         unlike = [note("unlike_profile", call=on_top[0], count=len(on_top))] if on_top else []
         return (*unlike, *([note("cache_unfit", call=unfit[0], count=len(unfit))] if unfit else []))
 
@@ -56,7 +57,7 @@ class Replay:
         planned = i < len(self.plan.compute)
         if planned and not self.plan.compute[i]:
             if self._careful:
-                self._on_top.append(i)
+                self._on_top.add(i)
                 return feature
             self._unfit.add(i)
             if self._combine(i, key) is None:
@@ -67,7 +68,7 @@ class Replay:
         if predicted is None or predicted.shape != feature.shape:
             return feature
         residual = feature - predicted
-        self._check(i, residual, feature)
+        self._check(i, key, residual, feature)
         # What was computed instead of reused left no error to correct. The sum may be of a wider dtype.
         correction = self.plan.corrections[i] if self._reused == i - 1 else 0.0
         return feature + residual * correction if correction else feature
@@ -83,14 +84,21 @@ class Replay:
         held = sum(feature.nbytes for past in self._past.values() for _, feature in past)
         self.cache_bytes = max(self.cache_bytes, held)
 
-    def _check(self, i: int, residual: Tensor, feature: Tensor) -> None:
+    def _check(self, i: int, key: str, residual: Tensor, feature: Tensor) -> None:
         """Decide by the residual of the interval before; this one's is on its way from the device meanwhile."""
         if not self.plan.residual_limits[i] > 0.0:
             return
-        if self._residual is not None:
-            at, size = self._residual
-            self._careful = not size.value() <= TOLERANCE * self.plan.residual_limits[at]
-        self._residual = (i, Scalar(torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(feature)))
+        if key in self._residuals:
+            at, size = self._residuals[key]
+            self._careful.discard(key)
+            if not size.value() <= TOLERANCE * self._limit(at, key):
+                self._careful.add(key)
+        self._residuals[key] = (i, Scalar(torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(feature)))
+
+    def _limit(self, i: int, key: str) -> float:
+        """The residual to expect of a stream at call i: where it is a part of a nested latent, the part's own."""
+        n = list(self._past).index(key)
+        return (self.plan.parts[n] if n < len(self.plan.parts) else self.plan).residual_limits[i]
 
     def close(self) -> None:
         self._past.clear()

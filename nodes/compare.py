@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..comfy_erta.figure import comparison_figure, sheets
-from ..erta.metrics import frame_psnr, psnr, relative_error, ssim
+from ..erta.metrics import PSNR_MAX, frame_psnr, psnr, relative_error, snr, ssim
 from .inputs import CATEGORY
 
 
@@ -51,6 +51,8 @@ class ERTACompare(io.ComfyNode):
         is_latent = not isinstance(reference, torch.Tensor)
         span = _span(first) if is_latent else (0.0, 1.0)
         found = scores(first, second, span[1]) | {"error": relative_error(first, second) if is_latent else None}
+        found["sound_snr"] = sound_snr(reference, candidate)
+        found["identical"] &= all(ratio >= PSNR_MAX for ratio in found["sound_snr"])
         worst = found["psnr_worst_frame"] - 1
         figure = comparison_figure(first[worst], second[worst], span, found["frame_psnr"])
         clips, places = sheets(first, second, span, worst)
@@ -91,6 +93,17 @@ def scores(reference: torch.Tensor, candidate: torch.Tensor, data_range: float) 
     return found | {"data_range": data_range, "identical": torch.equal(reference, candidate)}
 
 
+def sound_snr(reference: Any, candidate: Any) -> list[float]:
+    """SNR in dB of each part of a nested latent behind the picture, such as its sound; of others nothing."""
+    first, second = _parts(reference)[1:], _parts(candidate)[1:]
+    if [part.shape for part in first] != [part.shape for part in second]:
+        shapes = " and ".join(str([list(part.shape) for part in parts]) for parts in (first, second))
+        raise ValueError(f"ERTA Compare cannot compare sounds of {shapes}: render both with the same length.")
+    if not all(bool(torch.isfinite(part).all()) for part in (*first, *second)):
+        raise ValueError("ERTA Compare: values of the sound are NaN or infinite. That render failed.")
+    return [snr(*pair) for pair in zip(first, second, strict=True)]
+
+
 def as_text(found: dict[str, Any]) -> str:
     """What ``scores`` found, in lines."""
     frames = found["frames"]
@@ -103,16 +116,21 @@ def as_text(found: dict[str, Any]) -> str:
         )
     if found["error"] is not None:
         lines.append(f"error {found['error']:.2%} of the latent")
-    return "\n".join([*lines, f"relative to a data range of {found['data_range']:.4g}"])
+    lines.append(f"relative to a data range of {found['data_range']:.4g}")
+    spectra = "of the latent; for spectra decode both sounds"
+    return "\n".join([*lines, *(f"sound: SNR {ratio:.2f} dB {spectra}" for ratio in found["sound_snr"])])
+
+
+def _parts(value: Any) -> list[Any]:
+    """Those of a nested latent, the picture first, or the one tensor of any other value."""
+    values = value.get("samples") if isinstance(value, dict) else value
+    return list(values.unbind()) if getattr(values, "is_nested", False) else [values]
 
 
 def _named(value: Any) -> tuple[str, torch.Tensor]:
-    kind, values = ("IMAGE", value) if not isinstance(value, dict) else ("LATENT", value.get("samples"))
+    kind, values = "LATENT" if isinstance(value, dict) else "IMAGE", _parts(value)[0]
     if not isinstance(values, torch.Tensor):
-        raise ValueError(
-            f"ERTA Compare needs a latent or images of one tensor, not {type(values).__name__}. "
-            "Split a latent of video and audio first, or decode it."
-        )
+        raise ValueError(f"ERTA Compare needs a latent or images, not {type(values).__name__}.")
     if values.ndim not in ((4, 5) if kind == "LATENT" else (4,)) or not values.numel():
         raise ValueError(f"ERTA Compare cannot see frames in {kind} {list(values.shape)}: connect images or video.")
     return kind, values

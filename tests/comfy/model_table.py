@@ -562,7 +562,7 @@ MODELS: dict[str, Tiny] = {
         ((1, 128, 2, 4, 4), (1, 8, 4, 16)),
         (1, 8, 64),
         newer=True,
-        remark="video and audio in one nested latent",
+        remark="picture and sound are predicted, planned and checked apart",
     ),
     "MiniMax H3": Tiny(
         "MiniMaxH3",
@@ -570,7 +570,7 @@ MODELS: dict[str, Tiny] = {
         ((1, 24, 2, 4, 4), (1, 32, 2, 8)),
         shrink=with_rope,
         newer=True,
-        remark="video and audio in one nested latent",
+        remark="picture and sound are predicted, planned and checked apart",
     ),
     "Qwen-Image": Tiny("QwenImage", _QWEN, QWEN),
     "Qwen-Image Edit": Tiny(

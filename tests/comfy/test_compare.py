@@ -244,6 +244,42 @@ def nan_at(clip: torch.Tensor) -> torch.Tensor:
     return clip
 
 
+def with_sound(*parts: torch.Tensor) -> dict[str, Any]:
+    return {"samples": importlib.import_module("comfy.nested_tensor").NestedTensor(parts)}
+
+
+PICTURE, SOUND = torch.linspace(-1, 1, 4 * 128).reshape(1, 4, 2, 8, 8), torch.linspace(-3, 1, 64).reshape(1, 8, 4, 2)
+
+
+def test_of_video_with_sound_both_are_measured_apart(node: Any):
+    """The sound is off by a tenth of itself, the picture by nothing."""
+    output = node.execute(with_sound(PICTURE, SOUND), with_sound(PICTURE, 1.1 * SOUND))
+    (found,), (text,) = output.ui["erta"], output.ui["text"]
+    assert output.result[0] == found["psnr"] == 100.0 and found["frames"] == 2
+    assert found["sound_snr"] == [pytest.approx(20.0, abs=1e-3)]
+    assert not found["identical"] and "identical" not in text
+    assert text.endswith("sound: SNR 20.00 dB of the latent; for spectra decode both sounds")
+    output = node.execute(with_sound(PICTURE, SOUND), with_sound(0.5 * PICTURE, SOUND))
+    (found,) = output.ui["erta"]
+    assert found["psnr"] < 30.0 and found["sound_snr"] == [100.0] and not found["identical"]
+    same = node.execute(with_sound(PICTURE, SOUND), with_sound(PICTURE, SOUND)).ui["erta"][0]
+    assert same["identical"] and node.execute(LATENT, LATENT).ui["erta"][0]["sound_snr"] == []
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ((PICTURE, SOUND[..., :1]), r"sounds of \[\[1, 8, 4, 2\]\] and \[\[1, 8, 4, 1\]\].*same length"),
+        ((PICTURE,), r"sounds of \[\[1, 8, 4, 2\]\] and \[\]"),
+        ((PICTURE, SOUND / 0.0), r"values of the sound are NaN or infinite"),
+        ((PICTURE[:, :, :1], SOUND), r"LATENT \[1, 4, 2, 8, 8\].*LATENT \[1, 4, 1, 8, 8\]"),
+    ],
+)
+def test_sounds_that_cannot_be_compared_are_refused(node: Any, other: tuple[torch.Tensor, ...], says: str):
+    with pytest.raises(ValueError, match=says):
+        node.execute(with_sound(PICTURE, SOUND), with_sound(*other))
+
+
 LATENT = {"samples": torch.linspace(-1, 1, 4 * 64).reshape(1, 4, 8, 8)}
 
 
@@ -257,7 +293,7 @@ LATENT = {"samples": torch.linspace(-1, 1, 4 * 64).reshape(1, 4, 8, 8)}
         (images() / 0.0, images(), r"reference are NaN or infinite"),
         ({"samples": torch.zeros(1, 4, 8, 8)}, LATENT, r"every value of the reference latent is 0"),
         ({"samples": torch.zeros(1, 4, 8)}, {"samples": torch.zeros(1, 4, 8)}, r"cannot see frames in LATENT"),
-        ({"samples": SimpleNamespace()}, LATENT, r"one tensor, not SimpleNamespace"),
+        ({"samples": SimpleNamespace()}, LATENT, r"latent or images, not SimpleNamespace"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(node: Any, reference: Any, candidate: Any, says: str):

@@ -35,7 +35,7 @@ def described(identity: ModuleType, model: Any, cfg: object = 3.0) -> Measured:
     from ertacache.comfy_erta.task import Context
 
     guider, sampler = SimpleNamespace(model_patcher=model, cfg=cfg), comfy.samplers.sampler_object("euler")
-    context = Context(guider, sampler, np.linspace(1.0, 0.0, 13), (1, 16, 2, 4, 4), ())
+    context = Context(guider, sampler, np.linspace(1.0, 0.0, 13), ((1, 16, 2, 4, 4),), ())
     measured: Measured = identity.measure_identity(context, "output", "simple")
     return measured
 

@@ -341,6 +341,8 @@ with random weights, sampled by ComfyUI itself with {STEPS} steps of euler. For 
 - at speed 2.0 half of the model's forwards run, and the error of the latent is within a factor of {FACTOR:g} of the one
   predicted, with another seed than the recorded one. Random weights say nothing about how large the error of a trained
   model is, only that the prediction holds;
+- of video with sound each of the two errors is within a factor of 2 of its own prediction, at 2x, 3x and 4x, and at 2x
+  and 3x less than half of what as many plain steps leave (`tests/comfy/test_sound.py`);
 - what steers the model besides the text moves the result as far as without the cache, within 20 %, and the same way;
 - level *blocks* works where the table says so. Elsewhere it computes everything and the report says why.
 

@@ -46,6 +46,7 @@ PLANS = [
     for settings in SETTINGS
     for profile, edges in ((recorded(MEASURED, SCHEDULE[:-1], runs=2), (0.83,)), (None, ()))
 ]
+PLANS.append(solve(Problem(SCHEDULE, euler_response, recorded(MEASURED, SCHEDULE[:-1], 2, 20.0)), Settings(2.5)))
 TEXTS = [plan_to_json(plan) for plan in PLANS]
 
 

@@ -107,3 +107,15 @@ def test_a_profile_that_reaches_less_than_two_calls_stands_for_none() -> None:
 def test_density_is_counted_where_both_call_the_model() -> None:
     assert not is_sparse(SIGMAS, SIGMAS[10:])
     assert is_sparse(SIGMAS, np.linspace(SIGMAS[12], SIGMAS[-1], 40)), "img2img of many steps"
+
+
+def test_parts_of_a_nested_latent_join_each_with_their_own() -> None:
+    """Two runs of the early steps, one of the late ones: the second run's sound is no picture."""
+    early, late = (recorded(MEASURED, part, runs, 6.0) for part, runs in ((SIGMAS[:10], 2), (SIGMAS[10:], 1)))
+    whole = joined(early, late)
+    assert [(table.run, table.stream) for table in whole.tables] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for table in whole.tables:
+        mate = late.tables[table.stream]
+        np.testing.assert_allclose(
+            table.gram[10:, 10:] / table.elements, mate.gram / mate.elements, rtol=1e-9, atol=1e-12
+        )

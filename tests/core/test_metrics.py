@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ertacache.erta.metrics import PSNR_MAX, frame_psnr, psnr, relative_error, ssim
+from ertacache.erta.metrics import PSNR_MAX, frame_psnr, psnr, relative_error, snr, ssim
 
 
 def pair(*shape: int, noise: float = 0.1, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,6 +81,17 @@ def test_a_frame_smaller_than_the_window_is_seen_whole_by_the_largest_odd_one():
         luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
         scores.append(luminance * (2 * covariance + 9e-4) / (var_a + var_b + 9e-4))
     assert ssim(x, y, 1.0).item() == pytest.approx(torch.stack(scores).mean().item(), abs=1e-12)
+
+
+def test_signal_to_noise_ratio() -> None:
+    """An error of a tenth of the signal, whatever the shape and the sign; identical ones and silence."""
+    sound = torch.tensor([[3.0, -1.0, 2.0]], dtype=torch.float16)
+    assert snr(sound, sound * 1.1) == pytest.approx(20.0, abs=0.05)
+    assert snr(sound, -sound) == pytest.approx(-20.0 * math.log10(2.0))
+    assert snr(sound, sound.clone()) == snr(0.0 * sound, 0.0 * sound) == PSNR_MAX
+    assert snr(0.0 * sound, sound) == -PSNR_MAX
+    loud = torch.full((4,), 6e4, dtype=torch.float16)
+    assert snr(loud, -loud) == pytest.approx(-20.0 * math.log10(2.0)), "in double: half precision overflows"
 
 
 def test_the_relative_error_is_that_of_all_values_together():

@@ -172,6 +172,10 @@ def with_item(name: str, index: int, value: Any) -> str:
     return changed(**{name: items})
 
 
+def part_of(**fields: Any) -> dict[str, Any]:
+    return {"predicted_error": [0.1, 0.1], "residual_limits": CONTENT["residual_limits"], **fields}
+
+
 REFUSED = {
     "no text": ("", "is not JSON"),
     "half a plan": (plan_to_json(PLAN)[:-20], "is not JSON"),
@@ -229,6 +233,17 @@ REFUSED = {
     "a limit at the start": (with_item("residual_limits", 0, 0.1), "call 0"),
     "a limit of a reused call": (with_item("residual_limits", REUSED, 0.1), f"call {REUSED}"),
     "the check switched off behind the settings' back": (with_item("residual_limits", CHECKED, 0.0), f"call {CHECKED}"),
+    "a number for the parts": (changed(parts=1), "field parts: must be a list of at most 8"),
+    "more parts than any model has": (changed(parts=[[0.1, 0.1, 1.0]] * 9), "field parts: must be a list of at most 8"),
+    "a part that is a number": (changed(parts=[0.1]), "field parts: must hold parts"),
+    "half a part": (changed(parts=[{"predicted_error": [0.1, 0.1]}]), "field parts: must hold parts"),
+    "a part of text": (
+        changed(parts=[part_of(predicted_error=["0.1", 0.1])]),
+        "field predicted_error: .*outside 0 to 1",
+    ),
+    "an error of a part above 1": (changed(parts=[part_of(predicted_error=[0.1, 1.1])]), "field predicted_error"),
+    "too few limits of a part": (changed(parts=[part_of(residual_limits=[0.1])]), "field residual_limits: .*length"),
+    "no check of a part": (changed(parts=[part_of(residual_limits=[0.0] * 14)]), f"of call {CHECKED} is"),
     "a limit of many features": (with_item("residual_limits", CHECKED, 4.1), "outside 0 to 4"),
     "a correction of a reused call": (with_item("corrections", REUSED, 0.1), f"call {REUSED}"),
     "nominal sigmas that rise": (with_item("nominal", 3, 0.999), "nominal: must fall"),

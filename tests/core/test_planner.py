@@ -46,7 +46,7 @@ from ertacache.erta.response import ImpulseResponse, UnknownResponse, probe
 from ertacache.erta.schedules import Schedule, budget, even, histories, longest_interval, possible_intervals
 from ertacache.erta.settings import DECLARED, Settings
 from ertacache.erta.simulation import ErrorResponse, Fit, Simulation
-from ertacache.tests.core.made import flow
+from ertacache.tests.core.made import flow, recorded
 
 MEASURED = Measured("WAN21", 1, "0" * 64, "", "flow", 8.0, "euler", "simple", 8, 6.0, (1, 4), "output", "1", "1")
 RMS = 2.0
@@ -976,3 +976,76 @@ def test_a_run_too_short_for_any_profile_asks_nothing_of_the_one_at_hand(steps: 
     assert problem.digest == digest(PROFILE)
     assert all(solve(problem, Settings(2.0)).compute)
     assert {all(c == "1" for c in point.compute) for point in error_curve(problem, Settings(2.0))} == {True}
+
+
+# Parts of a nested latent
+
+
+def with_sound(waves: float, runs: int = 2) -> Profile:
+    return recorded(MEASURED, SCHEDULE[:-1], runs, waves)
+
+
+def of_stream(profile: Profile, stream: int) -> Profile:
+    return Profile(profile.measured, tuple(table for table in profile.tables if table.stream == stream))
+
+
+def test_the_predicted_error_is_that_of_the_worst_part_whatever_its_size() -> None:
+    profile = with_sound(20.0)
+    plan = plan_for(Settings(3.0), profile)
+    for stream, part in enumerate(plan.parts):
+        alone = Problem(SCHEDULE, euler_response, of_stream(profile, stream))
+        fit = Fit(list(plan.coefficients), list(plan.offsets), list(plan.corrections), [])
+        errors = alone.calibrated(alone.prediction.follow(plan.compute, fit).squares)
+        assert part.predicted_error == pytest.approx((np.median(errors), errors.max()), rel=1e-6)
+    picture, sound = plan.parts
+    assert sound.predicted_error[0] > 1.2 * picture.predicted_error[0], "otherwise this shows nothing"
+    assert plan.predicted_error == sound.predicted_error
+    assert plan_from_json(plan_to_json(plan)) == plan
+    (point,) = [p for p in error_curve(Problem(SCHEDULE, euler_response, profile), Settings()) if p.speed == 3.0]
+    assert (point.median, point.worst) == plan.predicted_error
+
+
+def test_the_plan_heeds_a_part_that_is_small() -> None:
+    """Planned by the picture alone, the sound comes out worse."""
+    profile = with_sound(20.0)
+    both, picture = plan_for(Settings(2.0), profile), plan_for(Settings(2.0), of_stream(profile, 0))
+    sound = Problem(SCHEDULE, euler_response, of_stream(profile, 1)).prediction
+
+    def error(plan: Plan) -> float:
+        fit = Fit(list(plan.coefficients), list(plan.offsets), list(plan.corrections), [])
+        return float(np.median(sound.follow(plan.compute, fit).squares) ** 0.5)
+
+    assert error(both) < 0.8 * error(picture)
+
+
+def test_each_part_has_residual_limits_of_its_own() -> None:
+    plan = plan_for(Settings(2.0), with_sound(20.0))
+    picture, sound = (np.array(part.residual_limits) for part in plan.parts)
+    checked = np.array(plan.residual_limits) > 0.0
+    assert np.array_equal(picture > 0.0, checked) and np.array_equal(sound > 0.0, checked) and checked.any()
+    assert (2.0 * picture < sound).any()
+    np.testing.assert_array_equal(np.maximum(picture, sound), plan.residual_limits)
+
+
+def test_a_part_that_is_predicted_to_be_lost_is_computed_in_full() -> None:
+    profile = with_sound(4.0)
+    silent = tuple(replace(table, latent_rms=0.0) if table.stream else table for table in profile.tables)
+    plan = plan_for(Settings(2.0), replace(profile, tables=silent))
+    assert all(plan.compute) and plan.parts == ()
+    (lost,) = [found for found in plan.notes if found.code == "lost_part"]
+    picture, sound = (int(error.rstrip("%")) for error in lost.values["errors"].split(", "))
+    assert picture < 20 and sound == 100
+
+
+def test_of_more_runs_than_can_be_planned_by_all_parts_of_the_first_ones_are_used() -> None:
+    schedule = flow(120)
+    profile = recorded(replace(MEASURED, steps=120), schedule[:-1], 3, 20.0)
+    problem = Problem(schedule, euler_response, profile)
+    assert problem.profile is not None and len(profile.tables) == 6
+    assert [(table.run, table.stream) for table in problem.profile.tables] == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("mode", ["planned", "paper"])
+def test_profiles_of_parts_serve_other_steps_and_modes(mode: str) -> None:
+    plan = plan_for(Settings(2.0, mode=mode, timesteps=mode == "paper"), with_sound(8.0), schedule=flow(16))
+    assert len(plan.parts) == 2 and 0.0 < plan.predicted_error[0] < 1.0

@@ -222,6 +222,18 @@ def test_tables_must_belong_together() -> None:
     assert Profile(MEASURED, (first, replace(second, sigmas=second.sigmas * (1 + 1e-6)))).calls == 3
 
 
+def test_parts_of_a_nested_latent_are_of_their_own_size_in_memory_and_in_the_file() -> None:
+    first, second = small_profile().tables
+    sound = [table_of(np.array([[2.0], [1.0], [3.0]]), first.sigmas, run=run, stream=1) for run in (0, 1)]
+    profile = Profile(MEASURED, (first, sound[0], second, sound[1]))
+    assert profile.parts == (0, 1)
+    back = from_bytes(to_bytes(profile))
+    assert all(equal(one, other) for one, other in zip(back.tables, profile.tables, strict=True))
+    assert small_profile().parts == () == Profile(replace(MEASURED, level="blocks"), profile.tables).parts
+    with pytest.raises(ProfileError, match="'elements' is 5, but must be that of the first run, 1"):
+        Profile(MEASURED, (first, sound[0], second, replace(sound[1], elements=5)))
+
+
 # The file
 
 

@@ -162,3 +162,12 @@ def test_closed_recorder_has_nothing() -> None:
     assert recorder.cache_bytes == 0
     with pytest.raises(IncompleteRecording):
         recorder.tables(0, 1.0)
+
+
+def test_parts_of_a_latent_have_each_a_size_of_their_own() -> None:
+    recorder = Recorder(SIGMAS)
+    for i in range(len(SIGMAS)):
+        recorder.observe(i, "picture", torch.ones(5) * i)
+        recorder.observe(i, "sound", torch.ones(3) * i)
+    assert [(t.stream, t.elements, t.latent_rms) for t in recorder.tables(0, 2.0, 0.5)] == [(0, 5, 2.0), (1, 3, 0.5)]
+    assert [t.latent_rms for t in recorder.tables(0, 2.0)] == [2.0, 2.0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ertacache.erta.notes import note
 from ertacache.erta.offload import put_aside
-from ertacache.erta.plan import Plan, full_plan
+from ertacache.erta.plan import Part, Plan, full_plan
 from ertacache.erta.planner import euler_response, solve
 from ertacache.erta.problem import Problem
 from ertacache.erta.recorder import Recorder
@@ -221,6 +221,25 @@ def test_run_that_stays_unlike_is_computed_from_then_on_and_the_first_is_named()
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_run_that_is_no_number_is_unlike(bad: float) -> None:
     assert kinds(Replay(HELD), [10, 10, bad, 10, 10, 10, 10, 10, 10, 10])[5] == "1"
+
+
+@pytest.mark.parametrize("unlike", ["picture", "sound", ""])
+def test_a_part_of_the_latent_is_checked_by_limits_of_its_own(unlike: str) -> None:
+    """Limit 0.1, of the sound a tenth: a jump of 5 % from 10 on is much for the sound, nothing for the picture."""
+    limits = HELD.residual_limits
+    plan = replace(HELD, parts=tuple(Part((0.1, 0.1), tuple(k * limit for limit in limits)) for k in (1.0, 0.1)))
+    jumps = {"picture": 1.5 if unlike == "picture" else 1.05, "sound": 1.05 if unlike == "sound" else 1.0}
+    replay, kinds = Replay(plan), ""
+    for i in range(10):
+        predicted = {key: replay.predict(i, key) for key in jumps}
+        kinds += "".join("1" if found is None else "0" for found in predicted.values())
+        for key, found in predicted.items():
+            if found is None:
+                replay.observe(i, key, feature(10.0 * jumps[key] ** (i >= 2)))
+    # Seen at call 2, read at call 4: call 5 is computed, of both parts.
+    on_top = [note("unlike_profile", call=5, count=1)] if unlike else []
+    assert kinds == ("1100110011" + ("11" if unlike else "00") + "11001100")
+    assert list(replay.notes) == on_top
 
 
 def test_plan_without_residual_limits_checks_nothing() -> None:
