@@ -17,6 +17,7 @@ import { translate } from "./words.js";
  * @property {number} psnr_worst_frame
  * @property {number[]} frame_psnr
  * @property {number | null} [error] of a latent, relative
+ * @property {number[]} [sound_snr] in dB, of what a nested latent holds beside the picture
  * @property {boolean} identical
  * @property {Shown} clips
  */
@@ -279,13 +280,14 @@ function words({ identical, error, psnr }) {
 }
 
 /** @param {Content} content @param {number} [predicted] */
-function numbers({ error, psnr, ssim }, predicted) {
-  const scores = `PSNR ${decibel(psnr)} · SSIM ${ssim.toFixed(4)}`;
+function numbers({ error, psnr, ssim, sound_snr: sounds = [] }, predicted) {
+  const heard = sounds.map((ratio) => translate("sound: SNR {ratio}", { ratio: decibel(ratio) }));
+  const scores = [`PSNR ${decibel(psnr)} · SSIM ${ssim.toFixed(4)}`, ...heard];
   const known = predicted !== undefined && predicted > 0;
   const values = { error: percent(error ?? 0), predicted: percent(predicted ?? 0) };
-  if (error == null) return known ? [scores, translate("predicted error of the latent {predicted}", values)] : [scores];
-  if (!known) return [translate("measured {error}", values), scores];
-  return [translate("measured {error}, predicted {predicted}", values), scores];
+  if (error == null) return known ? [...scores, translate("predicted error of the latent {predicted}", values)] : scores;
+  if (!known) return [translate("measured {error}", values), ...scores];
+  return [translate("measured {error}, predicted {predicted}", values), ...scores];
 }
 
 /** @param {string} name @param {Report} [report] */

@@ -77,6 +77,14 @@ def test_both_renders_play_and_are_looked_through_by_keyboard(tab: Any, planned:
     assert difference == [min(8 * abs(a - b), 255) for a, b in zip(reference, candidate, strict=True)]
     assert tab.page.locator("[data-mode=difference]").first.get_attribute("aria-pressed") == "true"
 
+    with_sound = """async () => {
+      const { panelOf } = await import("/extensions/ertacache/panel.js");
+      const panel = panelOf(app.graph.nodes.find((node) => node.comfyClass === "ERTACompare"));
+      panel.show({ erta: [{ ...panel.output.erta[0], sound_snr: [21.5] }] });
+    }"""
+    tab.evaluate(with_sound)
+    tab.wait_for(".erta-compare", "sound: SNR 21.5 dB")
+
 
 def test_who_wants_no_motion_gets_none_and_pictures_may_be_gone(
     profiled: ComfyServer, open_tab: Callable[..., Any], planned: dict[str, Any]
