@@ -37,9 +37,11 @@ export class Progress {
   }
 
   what() {
-    const { compute, recording, run = 0, runs = 0 } = this.begun;
+    const { compute, recording, run = 0, runs = 0, left = 0 } = this.begun;
     if (runs && !recording) return translate("Run 1 once more at 2x, to see how errors grow");
-    if (runs) return translate("Run {run} of {runs}: measuring", { run, runs });
+    const more = left > (runs - run + 1) * compute.length;
+    if (runs && more) return translate("Measuring: run {run} of {runs}, then one at 2x", { run, runs });
+    if (runs) return translate("Measuring: run {run} of {runs}", { run, runs });
     if (recording) return translate("Measuring this model: every step is computed this once");
     const [calls, computed] = [compute.length, compute.split("1").length - 1];
     return countOf({ calls, steps: this.steps ?? calls, computed });

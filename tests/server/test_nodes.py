@@ -188,11 +188,40 @@ def test_a_run_begins_with_what_is_planned_and_goes_on_with_what_was_done(bench:
     (begun,) = bench.heard("execution_start")
     about = {"node": "sampler", "prompt": begun["prompt_id"], "workflow": "drawn"}
     (planned,) = bench.heard("ertacache.plan")
-    assert planned == {**about, "compute": report(outputs)["compute"], "sigmas": report(outputs)["sigmas"]}
+    told = {"compute": report(outputs)["compute"], "sigmas": report(outputs)["sigmas"]}
+    assert planned == {**about, **told, "left": STEPS // 2, "recording": False, "run": 0, "runs": 0}
     steps = bench.heard("ertacache.step")
     assert steps and all(planned["compute"].startswith(step["kinds"]) for step in steps)
-    assert all(step == {**about, "kinds": step["kinds"]} for step in steps)
+    left = [STEPS // 2 - step["kinds"].count("1") for step in steps]
+    assert steps == [{**about, "kinds": step["kinds"], "left": n} for step, n in zip(steps, left, strict=True)]
     assert bench.heard("ertacache.report") == [{**about, "report": report(outputs)}]
+
+
+def bar(bench: Bench, at: str) -> list[tuple[int, int]]:
+    """What ComfyUI's bar of a node came to: (value, of)."""
+    return [(event["value"], event["max"]) for event in bench.heard("progress") if event["node"] == at]
+
+
+def test_comfyuis_bar_counts_what_is_computed_in_all_runs(bench: Bench, profiled: dict[str, Any]):
+    """So that the time left, which is told from it, is right. The bar of another pack's sampler is left alone."""
+    load = node("ERTALoadProfile", name="mine")
+    bench.run(profile=load, sampler=cached(profile=["profile", 0], seed=41), save=save())
+    counts = bar(bench, "sampler")
+    assert counts == sorted(counts) and counts[-1] == (STEPS // 2, STEPS // 2)
+    assert {of for _, of in counts} == {STEPS // 2}
+    bench.run(profile=profiling("counted", seed=42))
+    counts, all_ = bar(bench, "profile"), 2 * STEPS + STEPS // 2
+    assert counts == sorted(counts) and counts[-1] == (all_, all_) and {of for _, of in counts} == {all_}
+    plans = bench.heard("ertacache.plan")
+    assert [(one["recording"], one["run"], one["left"]) for one in plans] == [
+        (True, 1, all_),
+        (False, 1, STEPS + STEPS // 2),
+        (True, 2, STEPS),
+    ]
+    (bench.store / "counted.safetensors").unlink()
+    patch = node("ERTACache", model=["model", 0], speed=2.0, profile=["profile", 0])
+    bench.run(profile=load, patch=patch, sampler=full("patch", seed=43), save=save())
+    assert {of for _, of in bar(bench, "sampler")} == {STEPS}
 
 
 def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
@@ -394,6 +423,8 @@ def test_another_models_profile_is_refused_with_the_remedy(make_bench: Callable[
         match=r"made with another model file or weight type\. Disconnect it, or record a new one",
     ):
         other.run(profile=node("ERTALoadProfile", name="mine"), sampler=cached(profile=["profile", 0]), save=save())
+    (refused,) = other.heard("ertacache.refused")
+    assert refused["node"] == "sampler" and "Disconnect it" in refused["words"]
 
 
 def test_speed_one_is_ksampler_to_the_bit(bench: Bench):

@@ -430,6 +430,36 @@ def test_a_speed_that_changes_the_picture_is_said_before_the_render_with_one_tha
     assert told(2, lost) == ("motion and layout may change (error 50%, at worst 9%); at every speed", True)
 
 
+@pytest.mark.parametrize(
+    ("begun", "words"),
+    [
+        (
+            {"compute": "1" * 20, "recording": True, "left": 20},
+            "Measuring this model: every step is computed this once",
+        ),
+        ({"compute": "10" * 10, "left": 10}, "10 of 20 steps computed"),
+        ({"compute": "10" * 20, "left": 20}, "20 of 40 model calls computed"),
+        (
+            {"compute": "1" * 20, "recording": True, "run": 1, "runs": 4, "left": 90},
+            "Measuring: run 1 of 4, then one at 2x",
+        ),
+        ({"compute": "1" * 20, "recording": True, "run": 2, "runs": 4, "left": 60}, "Measuring: run 2 of 4"),
+        ({"compute": "10" * 10, "run": 1, "runs": 4, "left": 70}, "Run 1 once more at 2x, to see how errors grow"),
+    ],
+)
+def test_what_a_run_is_doing_and_the_time_that_is_left(ready: Any, begun: dict[str, Any], words: str):
+    """At a second for each computed call."""
+    code = """async (begun) => {
+      const { Progress } = await import('/extensions/ertacache/progress.js');
+      const progress = new Progress(begun, 20);
+      const before = progress.words();
+      progress.since = performance.now() - 2000;
+      progress.step({ kinds: "101", left: 30 });
+      return [before, progress.words()];
+    }"""
+    assert ready.evaluate(code, begun) == [words, f"{words} · about 30 s left"]
+
+
 @pytest.mark.parametrize("error", [0.0, 0.0299, 0.03, 0.1, 0.1499, 0.15, 1.0])
 def test_the_page_and_the_pack_mean_the_same_by_an_error(ready: Any, error: float):
     from ertacache.erta.meaning import meaning
