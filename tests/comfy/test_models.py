@@ -286,7 +286,7 @@ def test_two_experts_have_a_profile_each_and_the_switch_is_computed(comfy_pack: 
     assert 0.0 < (result - plain).norm() / plain.norm() < FACTOR * predicted
 
     wrong, _ = low.cached(store, 2.0, profile=store.load(used[0]))
-    with pytest.raises(ProfileMismatch, match="weights"):
+    with pytest.raises(ProfileMismatch, match="another model file"):
         render_in_two((high.model, wrong), 6)
 
 
