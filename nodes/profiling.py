@@ -74,7 +74,7 @@ class ERTAProfile(io.ComfyNode):
         def render_run(observed: Any, run: int) -> None:
             latents.append(render(observed, {**inputs, "seed": (inputs["seed"] + run) % 2**64}))
 
-        browser = Browser(cls.hidden, runs, bar=True)
+        browser = Browser(cls.hidden, runs, bar=True) if cls.hidden else None  # None where a script calls it
         profile = measure_profile(model, render_run, runs, level, inputs["scheduler"], reports.append, browser)
         about: list[Note] = []
         try:

@@ -88,7 +88,7 @@ def test_a_plan_that_expects_next_to_nothing_is_departed_from_with_one_line(foll
     assert "carried" in codes(departed)
     assert more == departed.computed > calls == plan.computed
     (line,) = unlike(departed)
-    assert f"{departed.computed - plan.computed} computed on top of the plan" in line
+    assert f"{departed.computed - plan.computed} more computed" in line
     assert error(latent, full) < error(planned, full)
 
 

@@ -169,6 +169,9 @@ def links(conds):
 def nodes_profile(wan, conds, name="kept", **changed):
     """What ERTA Profile gives out; its latent is 12 steps of seed 20."""
     node = importlib.import_module("ertacache.nodes.profiling").ERTAProfile
+    options = importlib.import_module("ertacache.nodes.options").Options
+    if "level" in changed:
+        changed["options"] = options.of(level=changed.pop("level"))
     return node.execute(wan, **{"runs": 2, "name": name, **SAMPLING, **links(conds), **changed})
 
 
@@ -190,7 +193,7 @@ def test_the_node_gives_out_the_first_full_render_and_keeps_the_error_response(w
     assert np.array_equal(kept.tables[0].deviation, profile.tables[0].deviation)
     said = [note["code"] for note in output.ui["erta"][0]["notes"]]
     assert said == ["error_response_measured", "runs_recorded"]
-    assert "the response to errors was measured" in output.ui["text"][0]
+    assert "how errors grow was measured" in output.ui["text"][0]
 
 
 def test_the_node_says_where_no_error_response_was_measured(wan, conds, kept_here):
@@ -327,8 +330,7 @@ def test_a_profile_that_cannot_be_kept_is_given_out_with_the_picture_and_a_warni
         ({"cfg": [3.0]}, "cfg is"),
         ({"denoise": float("nan")}, "denoise is 'nan'; it must be a number"),
         ({"denoise": None}, "denoise is 'None'; it must be a number"),
-        ({"level": "deep"}, "level is 'deep'; it must be one of output, blocks"),
-        ({"level": ["blocks"]}, "level is"),
+        ({"options": "blocks"}, "options is 'blocks'; it must be connected to ERTA Options"),
         ({"name": 7}, "profile name 7: use 1 to 64"),
         ({"name": ["a"]}, "profile name"),
         ({"name": None}, "profile name None"),
@@ -411,7 +413,7 @@ def test_a_run_unlike_them_is_computed_more_with_one_line(wan, sample, store, pr
     report = followed(wan, sample, store, profile, carried=plan_to_json(wary))
     assert report.computed > plan.computed
     assert len(unlike(report)) == 1
-    assert f"{report.computed - plan.computed} computed on top of the plan" in unlike(report)[0]
+    assert f"{report.computed - plan.computed} more computed" in unlike(report)[0]
 
 
 def test_prediction_is_within_a_factor_of_three_of_what_the_profiled_runs_leave(wan, sample, store, profile):

@@ -117,6 +117,8 @@ def test_every_template_is_sped_up_and_back(profiled: ComfyServer, open_tab: Cal
         if found := wrong(done):
             problems[path.stem] = found
     tab.evaluate("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', true)")
+    # Front end 1.58.1 says "invalid connection" when it loads some of them, with or without this pack.
+    tab.complaints[:] = [complaint for complaint in tab.complaints if complaint != "invalid connection"]
     tab.evaluate("async () => { await app.api.clearItems('queue'); await app.api.interrupt(); }")  # parts may be valid
     assert not problems, (counts, left)
     assert counts["converted"] > 150 and counts["templates"] > 200, (counts, left)
