@@ -229,7 +229,7 @@ def test_what_a_node_shows_is_text_and_strict_json(profiled: dict[str, Any]):
         json.dumps(shown, allow_nan=False)
     assert f"{STEPS // 2} of {STEPS} steps computed" in profiled["sampler"]["text"][0]
     assert "profile mine" in profiled["profile"]["text"][0]
-    assert "the response to errors was measured" in profiled["profile"]["text"][0]
+    assert "how errors grow was measured" in profiled["profile"]["text"][0]
     assert codes(report(profiled, "profile")) == ["error_response_measured", "runs_recorded"]
 
 
