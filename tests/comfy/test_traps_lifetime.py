@@ -230,7 +230,7 @@ def test_t18_a_change_upstream_is_cached_anew_and_named(store, changed):
     assert attached_task(again) is task and again.wrappers["outer_sample"]["ertacache"]
     render(again)
     assert reports[0].predicted_error and reports[1].reused
-    named = {"lora": "loras", "shift": "shift", "weights": "weights"}[changed]
+    named = {"lora": "other LoRAs", "shift": "shift", "weights": "another model file"}[changed]
     if reports[1].predicted_error:
         assert any(note.values.get("field") == named for note in reports[1].notes), reports[1].notes
         return
