@@ -137,6 +137,8 @@ def described(tab: Any) -> dict[str, Any]:
     saved.get("extra", {}).pop("ds", None)
     for node in saved["nodes"]:  # Nodes 2.0 lays out again, with other last digits
         node["pos"], node["size"] = [round(x, 1) for x in node["pos"]], [round(x, 1) for x in node["size"]]
+        if node["type"] == "SaveAnimatedWEBP":
+            del node["size"]  # it grows with the preview of a run
     return saved
 
 
