@@ -360,3 +360,12 @@ def test_no_workflow_makes_it_raise(comfy_pack, data):
         place = place[key]
     place[key] = data.draw(ANYTHING)
     complete(root["root"], data.draw(st.sampled_from(["7", "1:5:2", "1", None])))
+
+
+@pytest.mark.parametrize("node", ["ERTACachedSampler", "ERTACache"])
+def test_who_searches_for_a_cache_finds_them(classes, node):
+    found = vars(classes[node].define_schema()).get("search_aliases")
+    if found is None:
+        pytest.skip("this ComfyUI has no search aliases")
+    assert {"cache", "faster", "speed", "teacache", "easycache", "magcache", "wan"} <= set(found)
+    assert classes[node].GET_NODE_INFO_V1()["search_aliases"] == found
