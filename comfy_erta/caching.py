@@ -28,7 +28,6 @@ from .store import Store, StoreError
 from .task import Context, OnReport, Start
 
 RECORD, BUILT_IN = "record", "built-in plan"
-RECORDING = "recording_first"  # the note of a run that is recorded
 
 # A stored profile that reaches less of a run is left alone, and a new one is recorded.
 ENOUGH = 0.9
@@ -126,7 +125,7 @@ class Caching:
 
         save = partial(self._save, kept)
         start = Recording(self.settings.level, 0, save, on_report, self.scheduler).begin(context)
-        return replace(start, notes=(*notes, note(RECORDING)))
+        return replace(start, notes=(*notes, note("recording_first")))
 
     def _save(self, kept: list[Profile], measured: Measured, tables: tuple[Table, ...]) -> tuple[Note, ...]:
         stem = f"{measured.model_class}-{model_digest(measured)[:8]}-{measured.sampler}-{measured.steps}".lower()

@@ -4,8 +4,8 @@ import { app } from "../../scripts/app.js";
 import { ClipStage } from "./clip_stage.js";
 import { duration, html, percent, svg } from "./dom.js";
 import { CHANGED, meaning, VISIBLE } from "./quality.js";
-import { capital, countOf } from "./report.js";
-import { translate } from "./words.js";
+import { countOf } from "./report.js";
+import { capital, translate } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
 /** @typedef {import("./report.js").Report} Report */

@@ -130,8 +130,8 @@ export function restoreValues(values) {
  * @param {() => void} change
  */
 export function quietly(change) {
-  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
-  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // what the user did before is a step
+  const tracker = changeTracker();
+  captureState(); // what the user did before is a step
   change();
   if (!tracker?.activeState) return;
   tracker.activeState = serialized();
@@ -141,12 +141,24 @@ export function quietly(change) {
 
 /** Nodes 2.0 measures nodes a moment after they have grown. @param {any} tracker */
 function absorbSizes(tracker) {
-  if (app.extensionManager.workflow?.activeWorkflow?.changeTracker !== tracker) return;
+  if (changeTracker() !== tracker) return;
   const sizeless = (/** @type {any} */ state) => JSON.stringify(state, (key, value) => (key === "size" ? undefined : value));
   const now = serialized();
   if (sizeless(now) === sizeless(tracker.activeState)) tracker.activeState = now;
 }
 
-function serialized() {
+/** What holds the steps of undo of the workflow that is shown. @returns {any} */
+export function changeTracker() {
+  return app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+}
+
+/** Makes a step of undo of what the user has changed. */
+export function captureState() {
+  const tracker = changeTracker();
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // the newer name, the older one
+}
+
+/** The workflow as it is saved, a copy. @returns {any} */
+export function serialized() {
   return JSON.parse(JSON.stringify(rootGraph().serialize()));
 }

@@ -2,6 +2,7 @@
 /** What a run is doing, in one line: what is computed, which run it is of how many, and the time that is left. */
 import { duration } from "./dom.js";
 import { countOf } from "./report.js";
+import { computedIn } from "./strip.js";
 import { translate } from "./words.js";
 
 /**
@@ -27,7 +28,7 @@ export class Progress {
   /** @param {{ kinds?: string, left?: number }} step */
   step({ kinds = "", left = 0 }) {
     this.left = left;
-    this.computed = kinds.split("1").length - 1;
+    this.computed = computedIn(kinds);
   }
 
   words() {
@@ -43,7 +44,7 @@ export class Progress {
     if (runs && more) return translate("Measuring: run {run} of {runs}, then one at 2x", { run, runs });
     if (runs) return translate("Measuring: run {run} of {runs}", { run, runs });
     if (recording) return translate("Measuring this model: every step is computed this once");
-    const [calls, computed] = [compute.length, compute.split("1").length - 1];
-    return countOf({ calls, steps: this.steps ?? calls, computed });
+    const calls = compute.length;
+    return countOf({ calls, steps: this.steps ?? calls, computed: computedIn(compute) });
   }
 }

@@ -3,7 +3,7 @@
 import { amount, duration, html, times } from "./dom.js";
 import { errorWords } from "./forecast.js";
 import { CHANGED, meaning } from "./quality.js";
-import { noteText, translate } from "./words.js";
+import { capital, noteText, translate } from "./words.js";
 
 /**
  * @typedef {object} Report
@@ -77,9 +77,4 @@ function facts(report) {
     found.push(translate("cache {size}", { size: amount(report.cache_bytes) }));
   }
   return found.join(" · ");
-}
-
-/** @param {string} words */
-export function capital(words) {
-  return words.charAt(0).toUpperCase() + words.slice(1);
 }

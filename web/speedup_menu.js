@@ -1,7 +1,7 @@
 // @ts-check
 /** "Speed up with ERTACache" and the way back, in the menus of nodes and canvas and among the commands. */
 import { app } from "../../scripts/app.js";
-import { restoreValues, rootGraph, valuesByNode } from "./graph.js";
+import { allNodes, captureState, changeTracker, restoreValues, rootGraph, serialized, valuesByNode } from "./graph.js";
 import { goBack, isOurs, isSampler, samplersIn, speedUp } from "./speedup.js";
 import { toast } from "./profiles.js";
 import { translate } from "./words.js";
@@ -35,7 +35,7 @@ function backWords() {
 export function canvasItems() {
   const items = [{ content: speedUpWords(), callback: () => void speedUpWorkflow() }];
   const back = { content: backWords(), callback: () => void backFromIt() };
-  const used = new Workflow(rootGraph().serialize()).graphs.some((graph) => graph.nodes.some((node) => isOurs(node.type)));
+  const used = allNodes().some((node) => isOurs(node.comfyClass));
   return [null, ...items, ...(used ? [back] : [])];
 }
 
@@ -117,12 +117,10 @@ function listed(names) {
   return [...counts].map(([name, count]) => (count > 1 ? `${count} × ${name}` : name)).join(", ");
 }
 
-const tracker = () => app.extensionManager.workflow.activeWorkflow.changeTracker;
-
 /** The workflow as it stands; what was changed before is a step of undo of its own. */
 function current() {
-  (tracker().captureCanvasState ?? tracker().checkState).call(tracker()); // the newer name, the older one
-  return new Workflow(copied(rootGraph().serialize()));
+  captureState();
+  return new Workflow(serialized());
 }
 
 /**
@@ -132,7 +130,7 @@ function current() {
 async function show(workflow) {
   workflow.close();
   const values = valuesByNode();
-  const history = tracker();
+  const history = changeTracker();
   history.redoQueue.splice(0, Infinity, workflow.data);
   await history.redo();
   restoreValues(values);
@@ -144,15 +142,10 @@ async function show(workflow) {
  * @param {any} history
  */
 async function settle(history) {
-  for (let i = 0, last = ""; i < 20 && history === tracker(); i++) {
-    const state = copied(rootGraph().serialize());
+  for (let i = 0, last = ""; i < 20 && history === changeTracker(); i++) {
+    const state = serialized();
     history.activeState = state;
     await new Promise((resolve) => setTimeout(resolve, 50));
     if (last === (last = JSON.stringify(state)) && i > 3) return;
   }
-}
-
-/** @template T @param {T} data @returns {T} */
-function copied(data) {
-  return JSON.parse(JSON.stringify(data));
 }

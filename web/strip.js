@@ -11,7 +11,7 @@ const TALL = 100;
 const LOW = 42;
 
 /** One letter per model call: "1" computed, "0" reused. @param {string} kinds */
-const computedIn = (kinds) => kinds.split("1").length - 1;
+export const computedIn = (kinds) => kinds.split("1").length - 1;
 
 export class Strip {
   constructor() {

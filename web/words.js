@@ -34,6 +34,11 @@ export function translate(english, values = {}) {
 export function noteText({ code, text, values }) {
   const translated = translation("notes", code);
   const words = translated ? filled(translated, values) : text;
+  return capital(words);
+}
+
+/** @param {string} words */
+export function capital(words) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 

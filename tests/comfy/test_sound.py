@@ -7,7 +7,7 @@ guidance makes it move fast.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -17,18 +17,13 @@ import pytest
 import torch
 
 from ertacache.tests.comfy.model_table import MODELS
-from ertacache.tests.comfy.test_models import STEPS, Case
+from ertacache.tests.comfy.test_models import STEPS, Case, one_thread
 
 WITH_SOUND = ["LTX-2", "MiniMax H3"]
 FACTOR = 2.0  # measured: 0.6 to 1.6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]  # a fixture
 
 
 class SoundCase(Case):
